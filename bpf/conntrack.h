@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Flows of the packet path: two entries each, one a direction. */
+#ifndef FAIRLEAD_CONNTRACK_H
+#define FAIRLEAD_CONNTRACK_H
+
+#include "lb.h"
+#include "parse.h"
+
+/* The key of the other direction's entry. */
+static __always_inline void conntrack_peer_key(const struct conntrack_entry *e, __u8 protocol, struct tuple *key)
+{
+	key->source = e->destination;
+	key->destination = e->source;
+	key->source_port = e->destination_port;
+	key->destination_port = e->source_port;
+	key->protocol = protocol;
+	key->pad[0] = key->pad[1] = key->pad[2] = 0;
+}
+
+static __always_inline void conntrack_flag_peer(const struct conntrack_entry *e, __u8 protocol, __u8 flags,
+						struct tuple *scratch)
+{
+	struct conntrack_entry *peer;
+
+	conntrack_peer_key(e, protocol, scratch);
+	peer = bpf_map_lookup_elem(&conntrack, scratch);
+	if (peer)
+		peer->flags |= flags;
+}
+
+static __always_inline void conntrack_delete(const struct tuple *key, const struct conntrack_entry *e,
+					     struct tuple *scratch)
+{
+	conntrack_peer_key(e, key->protocol, scratch);
+	bpf_map_delete_elem(&conntrack, scratch);
+	bpf_map_delete_elem(&conntrack, key);
+}
+
+/* Whether a packet begins anew what this entry holds the end of, or tries
+ * again what was never answered by a Backend that is gone. */
+static __always_inline bool conntrack_is_over(const struct packet *p, const struct conntrack_entry *e)
+{
+	if (e->flags & CONNTRACK_REPLY)
+		return false;
+	if (p->tuple.protocol == IPPROTO_UDP)
+		return !backend_exists(e->backend, e->generation);
+	if (p->tuple.protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
+		if (e->flags & (CONNTRACK_CLOSING | CONNTRACK_PEER_CLOSING))
+			return true;
+		return !(e->flags & CONNTRACK_SEEN_REPLY) && !backend_exists(e->backend, e->generation);
+	}
+	if (p->tuple.protocol == IPPROTO_SCTP && !(e->flags & CONNTRACK_SEEN_REPLY))
+		return !backend_exists(e->backend, e->generation);
+	return false;
+}
+
+/* Notes what the packet says of the flow's state. Only the first reply and the
+ * end of a direction touch the other entry. */
+static __always_inline void conntrack_update(const struct packet *p, struct conntrack_entry *e, struct tuple *scratch)
+{
+	__u32 now = now_seconds();
+
+	if (e->last_seen_seconds != now)
+		e->last_seen_seconds = now;
+	if ((e->flags & CONNTRACK_REPLY) && !(e->flags & CONNTRACK_SEEN_REPLY)) {
+		e->flags |= CONNTRACK_SEEN_REPLY;
+		conntrack_flag_peer(e, p->tuple.protocol, CONNTRACK_SEEN_REPLY, scratch);
+	}
+	if (p->tuple.protocol != IPPROTO_TCP || !(p->tcp_flags & (TCP_FIN | TCP_RST)))
+		return;
+	e->flags |= CONNTRACK_CLOSING;
+	conntrack_flag_peer(e, p->tuple.protocol,
+			    (p->tcp_flags & TCP_RST) ? CONNTRACK_CLOSING | CONNTRACK_PEER_CLOSING
+						     : CONNTRACK_PEER_CLOSING,
+			    scratch);
+	if (p->tcp_flags & TCP_RST)
+		e->flags |= CONNTRACK_PEER_CLOSING;
+}
+
+#endif

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Where a translated packet goes next. */
+#ifndef FAIRLEAD_FIB_H
+#define FAIRLEAD_FIB_H
+
+#include "nat.h"
+
+#define AF_INET 2
+#define AF_INET6 10
+
+/* Set on packets that were handled, so that the egress program and a second
+ * device leave them alone. Read by tc and nothing else. */
+#define HANDLED_TC_INDEX 0xfa1d
+
+enum route {
+	ROUTE_FORWARD, /* fib holds the next hop */
+	ROUTE_RESOLVE, /* fib holds the device; the neighbour is not known yet */
+	ROUTE_LOCAL,   /* this node's, or left to its stack */
+	ROUTE_TOO_BIG, /* fib holds the MTU */
+	ROUTE_NONE,
+};
+
+/* The size that has to fit the path: of one segment, where the packet is a
+ * train of them. */
+static __always_inline __u16 wire_bytes(struct __sk_buff *skb, const struct packet *p)
+{
+	if (skb->gso_size)
+		return skb->gso_size + p->l4_offset - ETH_BYTES + (p->tuple.protocol == IPPROTO_TCP ? 20 : 8);
+	return p->ip_bytes;
+}
+
+static __always_inline enum route find_route(struct __sk_buff *skb, struct scratch *s)
+{
+	struct bpf_fib_lookup *fib = &s->fib;
+	const struct packet *p = &s->packet;
+
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->ifindex = skb->ifindex;
+	fib->l4_protocol = p->tuple.protocol;
+	fib->tot_len = wire_bytes(skb, p);
+	if (p->ipv6) {
+		fib->family = AF_INET6;
+		__builtin_memcpy(fib->ipv6_src, s->entry.source.word, 16);
+		__builtin_memcpy(fib->ipv6_dst, s->entry.destination.word, 16);
+	} else {
+		fib->family = AF_INET;
+		fib->ipv4_src = s->entry.source.word[3];
+		fib->ipv4_dst = s->entry.destination.word[3];
+	}
+	switch (bpf_fib_lookup(skb, fib, sizeof(*fib), 0)) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+		return ROUTE_FORWARD;
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		return ROUTE_RESOLVE;
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		return ROUTE_TOO_BIG;
+	case BPF_FIB_LKUP_RET_BLACKHOLE:
+	case BPF_FIB_LKUP_RET_UNREACHABLE:
+	case BPF_FIB_LKUP_RET_PROHIBIT:
+		return ROUTE_NONE;
+	default:
+		return ROUTE_LOCAL;
+	}
+}
+
+/* Sends a rewritten packet on. */
+static __always_inline int send_on(struct __sk_buff *skb, const struct scratch *s, enum route route)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ethhdr *eth = data;
+
+	skb->tc_index = HANDLED_TC_INDEX;
+	if (route == ROUTE_RESOLVE)
+		return bpf_redirect_neigh(s->fib.ifindex, 0, 0, 0);
+	if ((void *)(eth + 1) > end)
+		return TC_ACT_SHOT;
+	__builtin_memcpy(eth->h_dest, s->fib.dmac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, s->fib.smac, ETH_ALEN);
+	return bpf_redirect(s->fib.ifindex, 0);
+}
+
+#endif

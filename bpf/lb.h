@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* The decision: one hash lookup for the Frontend, one array access for the
+ * slot. Affinity, where a Frontend has it, comes between. */
+#ifndef FAIRLEAD_LB_H
+#define FAIRLEAD_LB_H
+
+#include "address.h"
+#include "maps.h"
+
+/* The coarse clock (5.11) costs a tenth of the precise one; seconds are enough. */
+static __always_inline __u32 now_seconds(void)
+{
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_ktime_get_coarse_ns))
+		return bpf_ktime_get_coarse_ns() / 1000000000ULL;
+	return bpf_ktime_get_ns() / 1000000000ULL;
+}
+
+static __always_inline struct frontend *find_frontend(const struct address *a, __be16 port, __u8 protocol)
+{
+	struct frontend_key key = {};
+
+	key.address = *a;
+	key.port = port;
+	key.protocol = protocol;
+	return bpf_map_lookup_elem(&frontends, &key);
+}
+
+/* The entry that claims all other ports of a ClusterIP. */
+static __always_inline bool is_cluster_ip(const struct address *a)
+{
+	return find_frontend(a, 0, 0) != 0;
+}
+
+static __always_inline bool backend_exists(__u32 backend, __u32 generation)
+{
+	struct backend_state *s = bpf_map_lookup_elem(&backend_states, &backend);
+
+	return s && s->generation == generation;
+}
+
+/* What a flow is to remember of the Backend it got. */
+struct choice {
+	struct address address;
+	__be16 port;
+	__u8 flags;
+	__u32 backend;
+	__u32 generation;
+};
+
+enum verdict {
+	CHOSEN = 0,
+	NOT_A_FRONTEND,
+	REJECT,
+	DROP,
+};
+
+static __always_inline bool choose_by_affinity(const struct affinity_key *key, __u32 timeout_seconds,
+					       const struct backend_set *set, struct choice *c)
+{
+	struct affinity_entry *e = bpf_map_lookup_elem(&affinity, key);
+	struct backend_state *s;
+	__u32 now = now_seconds(), backend;
+
+	if (!e || now - e->last_seen_seconds > timeout_seconds)
+		return false;
+	backend = e->backend;
+	s = bpf_map_lookup_elem(&backend_states, &backend);
+	if (!s || s->generation != e->generation || !(s->eligible_sets & (1 << (set->index & 15))))
+		return false;
+	c->address = e->backend_address;
+	c->port = e->backend_port;
+	c->flags = e->backend_flags;
+	c->backend = backend;
+	c->generation = e->generation;
+	e->last_seen_seconds = now;
+	return true;
+}
+
+static __always_inline void remember_affinity(const struct affinity_key *key, const struct choice *c)
+{
+	struct affinity_entry e = {
+		.backend_address = c->address,
+		.backend_port = c->port,
+		.backend_flags = c->flags,
+		.backend = c->backend,
+		.generation = c->generation,
+		.last_seen_seconds = now_seconds(),
+	};
+
+	bpf_map_update_elem(&affinity, key, &e, BPF_ANY);
+}
+
+static __always_inline bool choose_slot(const struct backend_set *set, struct choice *c)
+{
+	struct backend_state *state;
+	__u32 index, backend;
+	struct slot *s;
+
+	index = set->base + bpf_get_prandom_u32() % set->eligible;
+	s = bpf_map_lookup_elem(&slots, &index);
+	if (!s)
+		return false;
+	c->address = s->address;
+	c->port = s->port;
+	c->flags = s->flags;
+	c->backend = backend = s->backend;
+	state = bpf_map_lookup_elem(&backend_states, &backend);
+	if (!state)
+		return false;
+	c->generation = state->generation;
+	return true;
+}
+
+/* Chooses a Backend of the set for a client, honouring and renewing affinity.
+ * client may be 0 where the Frontend has no affinity. */
+static __always_inline enum verdict choose_backend(const struct frontend *f, const struct backend_set *set,
+						   const struct address *client, struct choice *c)
+{
+	struct affinity_key key = {};
+
+	if (set->eligible == 0)
+		return set->on_empty == ON_EMPTY_DROP ? DROP : REJECT;
+	if (f->affinity_seconds) {
+		key.client = *client;
+		key.service = f->service;
+		if (choose_by_affinity(&key, f->affinity_seconds, set, c))
+			return CHOSEN;
+	}
+	if (!choose_slot(set, c))
+		return REJECT;
+	if (f->affinity_seconds)
+		remember_affinity(&key, c);
+	return CHOSEN;
+}
+
+#endif

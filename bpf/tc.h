@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* The per-packet path: traffic from outside, from pods that do not pass the
+ * socket hooks, to NodePorts and external addresses, and their replies. */
+#ifndef FAIRLEAD_TC_H
+#define FAIRLEAD_TC_H
+
+#include "icmp.h"
+
+/* Rewrites a packet the way s->entry says, once it is known that it fits the
+ * path. */
+static __always_inline enum outcome translate(struct __sk_buff *skb, struct scratch *s, enum side side,
+					      enum route *route)
+{
+	struct packet *p = &s->packet;
+	bool step_ttl;
+
+	*route = find_route(skb, s);
+	s->reason = DROP_NO_ROUTE;
+	if (*route == ROUTE_NONE)
+		return DROP_PACKET;
+	if (*route == ROUTE_TOO_BIG) {
+		if (p->dont_fragment)
+			return TOO_BIG;
+		*route = ROUTE_LOCAL; /* the stack fragments it */
+	}
+	/* The node's own answers are routed already: only their source changes.
+	 * A packet at the end of its life is left to the stack, which says so. */
+	if ((side == FROM_HOST && (s->entry.flags & CONNTRACK_REPLY)) || (side != FROM_HOST && p->ttl <= 1))
+		*route = ROUTE_LOCAL;
+	step_ttl = side != FROM_HOST && *route != ROUTE_LOCAL;
+	s->reason = DROP_MALFORMED;
+	if (rewrite(skb, p, &s->entry, step_ttl))
+		return DROP_PACKET;
+	count_packet(s->entry.service, s->entry.flags & CONNTRACK_REPLY, skb->len);
+	return SEND;
+}
+
+static __always_inline bool is_internal_source(const struct address *a)
+{
+	struct prefix_key key = {.prefix_bits = 128, .address = *a};
+
+	return bpf_map_lookup_elem(&internal_sources, &key) != 0;
+}
+
+static __always_inline bool is_allowed_source(__u32 service, const struct address *a)
+{
+	struct source_range_key key = {.prefix_bits = 160, .service = service, .address = *a};
+
+	return bpf_map_lookup_elem(&source_ranges, &key) != 0;
+}
+
+/* Whether the Backend must see this node instead of the client: where the
+ * Service says so, where the reply would not come back this way, and where the
+ * client would be answering itself. A host network Backend answers through
+ * this node's egress whoever asked. */
+static __always_inline bool must_masquerade(const struct frontend *f, const struct tuple *t, const struct choice *c,
+					    enum side side, bool internal)
+{
+	if (c->flags & SLOT_HOST_NETWORK)
+		return false;
+	if (address_equal(&t->source, &c->address))
+		return true;
+	if (side != FROM_UPLINK)
+		return false;
+	if (!internal && (f->flags & FRONTEND_MASQUERADE_EXTERNAL))
+		return true;
+	return !(c->flags & SLOT_LOCAL);
+}
+
+/* Fills s->entry with the forward half of a new flow and enters both halves.
+ * 0 or a drop reason + 1. */
+static __always_inline int enter_flow(struct scratch *s, const struct frontend *f, enum side side, bool internal)
+{
+	const struct tuple *t = &s->packet.tuple;
+	struct node_settings *conf = get_settings();
+	struct conntrack_entry *e = &s->entry;
+	__u16 port = bpf_ntohs(t->source_port);
+	bool keep_port = true;
+	int failed;
+
+	if (!conf)
+		return DROP_NO_MASQUERADE_ADDRESS + 1;
+	__builtin_memset(e, 0, sizeof(*e));
+	e->source = t->source;
+	e->source_port = t->source_port;
+	e->destination = s->choice.address;
+	e->destination_port = s->choice.port;
+	e->service = f->service;
+	e->backend = s->choice.backend;
+	e->generation = s->choice.generation;
+	e->last_seen_seconds = e->created_seconds = now_seconds();
+	if (internal)
+		e->flags |= CONNTRACK_INTERNAL;
+	if (must_masquerade(f, t, &s->choice, side, internal)) {
+		e->flags |= CONNTRACK_MASQUERADE;
+		e->source = s->packet.ipv6 ? conf->node_ipv6 : conf->node_ipv4;
+		if (address_is_zero(&e->source))
+			return DROP_NO_MASQUERADE_ADDRESS + 1;
+		/* SCTP's checksum covers the ports: keep them where possible. */
+		keep_port = t->protocol == IPPROTO_SCTP ||
+			    (port >= conf->masquerade_port_min && port <= conf->masquerade_port_max);
+	}
+	failed = enter_reply(s, conf, keep_port);
+	if (failed)
+		return failed;
+	if (bpf_map_update_elem(&conntrack, t, e, BPF_ANY)) {
+		bpf_map_delete_elem(&conntrack, &s->key);
+		return DROP_CONNTRACK_FULL + 1;
+	}
+	count_connection(f->service);
+	return 0;
+}
+
+static __always_inline enum outcome begin_flow(struct scratch *s, const struct frontend *f, enum side side)
+{
+	const struct tuple *t = &s->packet.tuple;
+	const struct backend_set *set = &f->internal;
+	bool internal = side != FROM_UPLINK || is_internal_source(&t->source);
+	int failed;
+
+	if (!internal)
+		set = &f->external;
+	s->reason = DROP_SOURCE_RANGE;
+	if ((f->flags & FRONTEND_SOURCE_RANGES) && !is_allowed_source(f->service, &t->source))
+		return DROP_PACKET;
+	s->reason = DROP_NO_CONNTRACK;
+	if (t->protocol == IPPROTO_TCP && (s->packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN)
+		return REJECT_PACKET;
+	switch (choose_backend(f, set, &t->source, &s->choice)) {
+	case CHOSEN:
+		break;
+	case DROP:
+		s->reason = DROP_NO_LOCAL_BACKENDS;
+		return DROP_PACKET;
+	default:
+		s->reason = DROP_NO_BACKENDS;
+		return REJECT_PACKET;
+	}
+	failed = enter_flow(s, f, side, internal);
+	s->reason = failed - 1;
+	return failed ? DROP_PACKET : TRANSLATE;
+}
+
+/* A packet of no known flow. */
+static __always_inline enum outcome decide_new(struct scratch *s, enum side side)
+{
+	const struct tuple *t = &s->packet.tuple;
+	struct frontend *f = find_frontend(&t->destination, t->destination_port, t->protocol);
+
+	if (f)
+		return begin_flow(s, f, side);
+	if (t->protocol == IPPROTO_TCP && (s->packet.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return LEAVE;
+	s->reason = DROP_UNKNOWN_PORT;
+	return is_cluster_ip(&t->destination) ? REJECT_PACKET : LEAVE;
+}
+
+static __always_inline enum outcome decide(struct scratch *s, enum side side)
+{
+	struct conntrack_entry *e = bpf_map_lookup_elem(&conntrack, &s->packet.tuple);
+
+	if (e && conntrack_is_over(&s->packet, e)) {
+		conntrack_delete(&s->packet.tuple, e, &s->key);
+		e = 0;
+	}
+	if (!e)
+		return decide_new(s, side);
+	conntrack_update(&s->packet, e, &s->key);
+	s->entry = *e;
+	return TRANSLATE;
+}
+
+static __always_inline enum outcome handle(struct __sk_buff *skb, struct scratch *s, enum side side, enum route *route)
+{
+	enum outcome o;
+
+	__builtin_memset(&s->packet, 0, sizeof(s->packet));
+	if (parse(skb, &s->packet) != PARSE_OK)
+		return LEAVE;
+	if (!is_balanced_protocol(s->packet.tuple.protocol))
+		return is_icmp_error(&s->packet) ? translate_icmp_error(skb, s, side, route) : LEAVE;
+	o = decide(s, side);
+	return o == TRANSLATE ? translate(skb, s, side, route) : o;
+}
+
+static __always_inline int handle_packet(struct __sk_buff *skb, enum side side)
+{
+	struct scratch *s = get_scratch();
+	enum route route = ROUTE_LOCAL;
+
+	/* What is merely forwarded was seen at its ingress. */
+	if (!s || skb->tc_index == HANDLED_TC_INDEX || (side == FROM_HOST && skb->ingress_ifindex))
+		return TC_ACT_UNSPEC;
+	switch (handle(skb, s, side, &route)) {
+	case SEND:
+		return route == ROUTE_LOCAL ? TC_ACT_UNSPEC : send_on(skb, s, route);
+	case DROP_PACKET:
+		count_drop(s->reason);
+		return TC_ACT_SHOT;
+	case REJECT_PACKET:
+		count_drop(s->reason);
+		return answer_unreachable(skb, s, side);
+	case TOO_BIG:
+		count_drop(DROP_TOO_BIG);
+		return answer_too_big(skb, s, side);
+	default:
+		return TC_ACT_UNSPEC;
+	}
+}
+
+SEC("tc")
+int fairlead_from_uplink(struct __sk_buff *skb)
+{
+	return handle_packet(skb, FROM_UPLINK);
+}
+
+SEC("tc")
+int fairlead_from_pod(struct __sk_buff *skb)
+{
+	return handle_packet(skb, FROM_POD);
+}
+
+SEC("tc")
+int fairlead_from_host(struct __sk_buff *skb)
+{
+	return handle_packet(skb, FROM_HOST);
+}
+
+#endif
