@@ -69,7 +69,7 @@ func New(o Options) (*Controller, error) {
 		metrics:  newMetrics(),
 		wake:     make(chan struct{}, 1),
 		synced:   make(chan struct{}),
-		compiler: compile.New(compile.Options{}),
+		compiler: compile.New(o.Compile),
 	}
 	c.failed.Store(&map[dataplane.ServiceName]error{})
 	c.checks = newHealthCheckPorts(o.Log, c.inForce)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"fairlead.dev/controller/compile"
 	"fairlead.dev/controller/source"
 	"fairlead.dev/dataplane"
 )
@@ -49,6 +50,10 @@ type Options struct {
 	ClusterCIDRs []netip.Prefix
 	// ServiceCIDRs are the ranges of ClusterIPs (--service-cidr), where known.
 	ServiceCIDRs []netip.Prefix
+
+	// Compile bounds what one Service can become. Zero values are compile's
+	// defaults.
+	Compile compile.Options
 
 	// CheckInterval is the mean time between two full checks of the kernel,
 	// jittered by a tenth. 0: DefaultCheckInterval. Negative: no checks.

@@ -37,10 +37,15 @@ type loop struct {
 	retry   *time.Timer
 	waiting bool // retry is armed
 	logged  string
+	// problems are those that compile gave last.
+	problems map[compile.Problem]bool
 
-	sizes    map[dataplane.ServiceName]size
-	total    size
+	sizes map[dataplane.ServiceName]size
+	total size
+	// triggers are when what was taken began. What began before this process
+	// did is not its latency.
 	triggers []time.Time
+	begun    time.Time
 }
 
 // size counts what the metrics tell of a Service.
@@ -50,7 +55,7 @@ func newLoop(c *Controller) *loop {
 	retry := time.NewTimer(time.Hour)
 	retry.Stop()
 	return &loop{
-		c: c, lost: true, delay: retryMin, retry: retry,
+		c: c, lost: true, delay: retryMin, retry: retry, begun: time.Now(),
 		failed: map[dataplane.ServiceName]error{}, sizes: map[dataplane.ServiceName]size{},
 	}
 }
@@ -187,9 +192,15 @@ func (l *loop) take() compile.Result {
 	c.noLocal = res.NoLocalEndpoints
 	c.mu.Unlock()
 	l.count(res.Change)
-	l.triggers = append(l.triggers, res.TriggerTimes...)
-	if n := len(l.triggers); n > maxTriggers {
-		l.triggers = l.triggers[n-maxTriggers:]
+	for _, times := range res.TriggerTimes {
+		for _, t := range times {
+			if t.After(l.begun) && len(l.triggers) < maxTriggers {
+				l.triggers = append(l.triggers, t)
+			}
+		}
+	}
+	if res.ProblemsChanged {
+		l.warn(res.Problems)
 	}
 	return res
 }
@@ -254,15 +265,32 @@ func (l *loop) settle(ctx context.Context, err error) {
 // inForce notes that the kernel has what was taken, but for the failed.
 func (l *loop) inForce() {
 	now := time.Now()
-	first := !l.c.progress.condition().synced
 	l.c.progress.done(len(l.failed))
 	for _, t := range l.triggers {
-		// What was there before this process is not its latency.
-		if !first {
-			l.c.metrics.programmingSeconds.Observe(max(0, now.Sub(t).Seconds()))
-		}
+		l.c.metrics.programmingSeconds.Observe(max(0, now.Sub(t).Seconds()))
 	}
 	l.triggers = l.triggers[:0]
+}
+
+// warn logs the Problems that are new. There may be many, and one may flap, so
+// a Compile says at most a few.
+func (l *loop) warn(now []compile.Problem) {
+	const most = 10
+	known := l.problems
+	l.problems = make(map[compile.Problem]bool, len(now))
+	logged := 0
+	for _, p := range now {
+		l.problems[p] = true
+		if known[p] {
+			continue
+		}
+		if logged++; logged <= most {
+			l.c.opts.Log.Warn("not in force as written", "object", p.Object, "reason", p.Reason)
+		}
+	}
+	if logged > most {
+		l.c.opts.Log.Warn("more objects are not in force as written", "count", logged-most)
+	}
 }
 
 // schedule arms the retry where something failed.
