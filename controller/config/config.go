@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package config holds what `fairlead run` can be told and reads it from a
+// file: fairlead's own, or an unchanged KubeProxyConfiguration. It knows no
+// command line library and opens nothing but that file.
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Configuration is every setting of the agent. Each field names its key in a
+// FairleadConfiguration and its flag; the zero value of one that has no default
+// here means what its comment says.
+type Configuration struct {
+	// Kubeconfig is the file that says how to reach the API server. With
+	// Manifests empty as well: the pod's service account.
+	Kubeconfig string `json:"kubeconfig" flag:"kubeconfig"`
+	// Manifests is a directory of YAML to read instead of an API server.
+	Manifests string `json:"manifests" flag:"manifests"`
+	// NodeName is the name of this node's Node object. Empty: the hostname in
+	// lower case, as the kubelet has it.
+	NodeName string `json:"nodeName" flag:"node-name"`
+	// BindAddress is one address of the node for each family at most, to use
+	// as its primary ones. Empty or unspecified: as the Node object says.
+	BindAddress List `json:"bindAddress" flag:"bind-address"`
+
+	// Dataplane is auto, ebpf, nftables, iptables or ipvs.
+	Dataplane string `json:"dataplane" flag:"dataplane"`
+	// Pods is off or cri.
+	Pods string `json:"pods" flag:"pods"`
+
+	// ServiceCIDR are the ranges of ClusterIPs. Empty: unknown.
+	ServiceCIDR List `json:"serviceCIDR" flag:"service-cidr"`
+	// ClusterCIDR are the ranges of pods. Empty: those of the Node object.
+	ClusterCIDR List `json:"clusterCIDR" flag:"cluster-cidr"`
+	// NodePortAddresses are CIDRs and the words primary, localhost and all.
+	NodePortAddresses List `json:"nodePortAddresses" flag:"nodeport-addresses"`
+
+	// MetricsBindAddress and HealthzBindAddress are HOST:PORT, or HOST for the
+	// usual port. Empty: not served.
+	MetricsBindAddress string `json:"metricsBindAddress" flag:"metrics-bind-address"`
+	HealthzBindAddress string `json:"healthzBindAddress" flag:"healthz-bind-address"`
+	// Profiling serves /debug/pprof/ on the metrics address.
+	Profiling bool `json:"profiling" flag:"profiling"`
+
+	// CgroupRoot is the cgroup2 directory whose processes get the socket hooks.
+	// Empty: the root of the cgroup2 mount.
+	CgroupRoot string `json:"cgroupRoot" flag:"cgroup-root"`
+	// BPFFS is the mount of bpffs; pins go into its directory fairlead.
+	BPFFS string `json:"bpffs" flag:"bpffs"`
+	// Devices are the uplinks, the side that is not pods; a trailing * matches
+	// any rest. Empty: found.
+	Devices List `json:"devices" flag:"devices"`
+	// StateDir holds what must survive a restart and is not in the kernel.
+	StateDir string `json:"stateDir" flag:"state-dir"`
+
+	// Sizes of the kernel maps, in entries. 0: the Dataplane's default.
+	ConntrackMax int `json:"conntrackMax" flag:"conntrack-max"`
+	FrontendsMax int `json:"frontendsMax" flag:"frontends-max"`
+	SlotsMax     int `json:"slotsMax" flag:"slots-max"`
+	ServicesMax  int `json:"servicesMax" flag:"services-max"`
+	AffinityMax  int `json:"affinityMax" flag:"affinity-max"`
+
+	// How long a flow of the packet path may be silent. 0: the Dataplane's
+	// default.
+	ConntrackTCPTimeoutEstablished metav1.Duration `json:"conntrackTCPTimeoutEstablished" flag:"conntrack-tcp-timeout-established"`
+	ConntrackTCPTimeoutCloseWait   metav1.Duration `json:"conntrackTCPTimeoutCloseWait" flag:"conntrack-tcp-timeout-close-wait"`
+	ConntrackUDPTimeout            metav1.Duration `json:"conntrackUDPTimeout" flag:"conntrack-udp-timeout"`
+	ConntrackUDPTimeoutStream      metav1.Duration `json:"conntrackUDPTimeoutStream" flag:"conntrack-udp-timeout-stream"`
+
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `json:"logLevel" flag:"log-level"`
+	// V is klog's verbosity; 4 and more means LogLevel debug.
+	V int `json:"v" flag:"v"`
+	// LogFormat is text or json.
+	LogFormat string `json:"logFormat" flag:"log-format"`
+}
+
+// The ports of kube-proxy's servers.
+const (
+	metricsPort = "10249"
+	healthzPort = "10256"
+)
+
+// Default is the configuration of an agent that was told nothing.
+func Default() Configuration {
+	return Configuration{
+		Dataplane:          "auto",
+		Pods:               "off",
+		MetricsBindAddress: "127.0.0.1:" + metricsPort,
+		HealthzBindAddress: "0.0.0.0:" + healthzPort,
+		BPFFS:              "/sys/fs/bpf",
+		StateDir:           "/var/lib/fairlead",
+		LogLevel:           "info",
+		LogFormat:          "text",
+	}
+}
+
+// List is a list of strings. In a file it may also be one string with commas,
+// as kube-proxy's clusterCIDR is.
+type List []string
+
+// UnmarshalJSON takes ["a","b"] or "a,b".
+func (l *List) UnmarshalJSON(b []byte) error {
+	var one string
+	if json.Unmarshal(b, &one) == nil {
+		*l = splitList(one)
+		return nil
+	}
+	var many []string
+	if err := json.Unmarshal(b, &many); err != nil {
+		return errors.New("want a list of strings, or one string with commas")
+	}
+	*l = many
+	return nil
+}
+
+func splitList(s string) List {
+	var l List
+	for part := range strings.SplitSeq(s, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			l = append(l, part)
+		}
+	}
+	return l
+}
+
+// Complete fills in what depends on the machine: the node's name.
+func (c *Configuration) Complete() error {
+	if c.NodeName == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return err
+		}
+		c.NodeName = host
+	}
+	c.NodeName = strings.ToLower(strings.TrimSpace(c.NodeName))
+	if c.NodeName == "" {
+		return errors.New("this machine has no hostname: set --node-name")
+	}
+	return nil
+}
