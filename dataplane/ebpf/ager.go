@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"fairlead.dev/bpf"
+	"fairlead.dev/dataplane"
+)
+
+// ager removes idle flows, a few buckets at a time: a whole round takes at
+// least ageRound, however large the map.
+type ager struct {
+	conntrack *ebpf.Map
+	timeouts  Timeouts
+	cursor    ebpf.MapBatchCursor
+	keys      []bpf.FairleadTuple
+	values    []bpf.FairleadConntrackEntry
+}
+
+const (
+	ageTick  = 250 * time.Millisecond
+	ageBatch = 1024 // entries looked at per tick at most
+)
+
+// Flags of conntrack_entry (bpf/layout.h).
+const (
+	conntrackReply       = 1 << 0
+	conntrackSeenReply   = 1 << 1
+	conntrackClosing     = 1 << 2
+	conntrackPeerClosing = 1 << 3
+	conntrackMasquerade  = 1 << 4
+	conntrackInternal    = 1 << 5
+)
+
+func (a *ager) run(ctx context.Context) {
+	a.keys, a.values = make([]bpf.FairleadTuple, ageBatch), make([]bpf.FairleadConntrackEntry, ageBatch)
+	tick := time.NewTicker(ageTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			a.step()
+		}
+	}
+}
+
+// step looks at the next entries and deletes the flows that are over.
+func (a *ager) step() {
+	n, err := a.conntrack.BatchLookup(&a.cursor, a.keys, a.values, nil)
+	if err != nil { // at the end of the map, or a bucket that does not fit
+		a.cursor = ebpf.MapBatchCursor{}
+		if !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return
+		}
+	}
+	now := monotonicSeconds()
+	for i := range a.keys[:n] {
+		e := &a.values[i]
+		if !a.timeouts.expired(&a.keys[i], e, now) {
+			continue
+		}
+		peerKey := conntrackPeer(&a.keys[i], e)
+		var peer bpf.FairleadConntrackEntry
+		if a.conntrack.Lookup(&peerKey, &peer) == nil && conntrackPeer(&peerKey, &peer) == a.keys[i] {
+			if !a.timeouts.expired(&peerKey, &peer, now) {
+				continue
+			}
+			a.conntrack.Delete(&peerKey)
+		}
+		a.conntrack.Delete(&a.keys[i])
+	}
+}
+
+// conntrackPeer is the key of the other direction's entry.
+func conntrackPeer(k *bpf.FairleadTuple, e *bpf.FairleadConntrackEntry) bpf.FairleadTuple {
+	return bpf.FairleadTuple{
+		Source: e.Destination, Destination: e.Source,
+		SourcePort: e.DestinationPort, DestinationPort: e.SourcePort, Protocol: k.Protocol,
+	}
+}
+
+func (t Timeouts) expired(k *bpf.FairleadTuple, e *bpf.FairleadConntrackEntry, now uint32) bool {
+	return time.Duration(now-e.LastSeenSeconds)*time.Second > t.of(dataplane.Protocol(k.Protocol), e.Flags)
+}
+
+func (t Timeouts) of(p dataplane.Protocol, flags uint8) time.Duration {
+	switch {
+	case p == dataplane.UDP && flags&conntrackSeenReply == 0:
+		return t.UDP
+	case p == dataplane.UDP:
+		return t.UDPStream
+	case p == dataplane.SCTP:
+		return t.SCTP
+	case flags&conntrackSeenReply == 0 || flags&conntrackClosing != 0 && flags&conntrackPeerClosing != 0:
+		return t.TCPTransient
+	}
+	return t.TCPEstablished
+}
+
+// monotonicSeconds is the programs' clock: bpf_ktime_get_ns is CLOCK_MONOTONIC.
+func monotonicSeconds() uint32 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0
+	}
+	return uint32(ts.Sec)
+}

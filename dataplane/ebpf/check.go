@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// CheckResult is one thing that the dataplane would like to find.
+type CheckResult struct {
+	Name string
+	OK   bool
+	// Detail is what was found.
+	Detail string
+	// Cost is what goes without it.
+	Cost string
+	// Required: without it the dataplane can't work at all.
+	Required bool
+}
+
+// Check probes what this machine has, by feature and not by kernel version.
+func Check(o Options) []CheckResult {
+	o = o.withDefaults()
+	_ = rlimit.RemoveMemlock()
+	return []CheckResult{
+		result("bpffs", o.BPFFS, prepareCheck(o), "nothing survives the agent", true),
+		checkCgroup(o),
+		result("BTF", "/sys/kernel/btf/vmlinux", haveBTF(), "the socket sweep can't be loaded", true),
+		result("socket hooks", "BPF_PROG_TYPE_CGROUP_SOCK_ADDR", features.HaveProgramType(ebpf.CGroupSockAddr), "no load balancing at the socket", true),
+		result("tc programs", "BPF_PROG_TYPE_SCHED_CLS", features.HaveProgramType(ebpf.SchedCLS), "no packet path", true),
+		result("tcx", "kernel 6.6", haveTCX(), "the packet path can't be attached", true),
+		result("bpf_set_retval", "kernel 5.18", features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval), "a Service without Backends gives EPERM instead of ECONNREFUSED", false),
+		result("bpf_sock_destroy", "kernel 6.5", haveKfunc("bpf_sock_destroy"), "sockets connected to a removed Backend are not ended", true),
+		result("coarse clock", "kernel 5.11", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs), "some nanoseconds per packet", false),
+		checkForwarding("net/ipv4/ip_forward"),
+		checkForwarding("net/ipv6/conf/all/forwarding"),
+		checkPorts(o),
+	}
+}
+
+func result(name, detail string, err error, cost string, required bool) CheckResult {
+	r := CheckResult{Name: name, OK: err == nil, Detail: detail, Required: required}
+	if err != nil {
+		r.Detail, r.Cost = err.Error(), cost
+	}
+	return r
+}
+
+// prepareCheck is prepareBPFFS without making anything.
+func prepareCheck(o Options) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(o.BPFFS, &fs); err != nil {
+		return fmt.Errorf("%s: %w", o.BPFFS, err)
+	}
+	if fs.Type != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("%s is not a bpffs: mount -t bpf bpf %s", o.BPFFS, o.BPFFS)
+	}
+	return nil
+}
+
+func checkCgroup(o Options) CheckResult {
+	root := o.CgroupRoot
+	var err error
+	if root == "" {
+		root, err = findCgroup2()
+	}
+	if err == nil {
+		_, err = cgroupID(root)
+	}
+	return result("cgroup2", root, err, "no load balancing at the socket", true)
+}
+
+func haveBTF() error {
+	_, err := btf.LoadKernelSpec()
+	return err
+}
+
+func haveKfunc(name string) error {
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return err
+	}
+	var f *btf.Func
+	return spec.TypeByName(name, &f)
+}
+
+// haveTCX asks whether the kernel knows the link type: an enum in its BTF.
+func haveTCX() error {
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return err
+	}
+	var e *btf.Enum
+	if err := spec.TypeByName("bpf_attach_type", &e); err != nil {
+		return err
+	}
+	for _, v := range e.Values {
+		if v.Name == "BPF_TCX_INGRESS" {
+			return nil
+		}
+	}
+	return ebpf.ErrNotSupported
+}
+
+func checkForwarding(key string) CheckResult {
+	b, err := os.ReadFile("/proc/sys/" + key)
+	if err == nil && strings.TrimSpace(string(b)) == "0" {
+		err = fmt.Errorf("%s is 0: set it with `sysctl -w %s=1`", strings.ReplaceAll(key, "/", "."), strings.ReplaceAll(key, "/", "."))
+	}
+	return result(strings.ReplaceAll(key, "/", "."), "1", err, "packets to Backends of other devices are not forwarded", false)
+}
+
+// checkPorts: a masqueraded flow must not take a port that a process of the
+// node connects from.
+func checkPorts(o Options) CheckResult {
+	const key = "net.ipv4.ip_local_port_range"
+	ours := fmt.Sprintf("masquerade ports %d to %d", o.MasqueradePortMin, o.MasqueradePortMax)
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	var low, high uint16
+	if err == nil {
+		_, err = fmt.Sscan(string(b), &low, &high)
+	}
+	if err == nil && low <= o.MasqueradePortMax && o.MasqueradePortMin <= high {
+		err = fmt.Errorf("%s overlap %s %d to %d", ours, key, low, high)
+	}
+	return result("masquerade ports", ours, err, "a masqueraded flow may take the port of a process on the node", false)
+}

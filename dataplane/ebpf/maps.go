@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+
+	"fairlead.dev/bpf"
+)
+
+// Names of the maps that are pinned, and so survive the agent. scratch_room is
+// not: it holds nothing between two packets.
+var pinnedMaps = []string{
+	"frontends", "slots", "backend_states", "services", "counters", "drops", "conntrack", "affinity",
+	"socket_flows", "datagrams", "source_ranges", "internal_sources", "fragments", "netns_addresses", "settings",
+}
+
+// sizeMaps writes the configured sizes into the specs.
+func sizeMaps(spec *ebpf.CollectionSpec, o Options) {
+	for name, n := range map[string]int{
+		"frontends": o.FrontendsMax, "slots": o.SlotsMax, "backend_states": o.SlotsMax, "services": o.ServicesMax,
+		"counters": o.ServicesMax, "conntrack": o.ConntrackMax, "affinity": o.AffinityMax,
+		"datagrams": o.DatagramsMax, "source_ranges": 65536, "internal_sources": 1024,
+	} {
+		spec.Maps[name].MaxEntries = uint32(n)
+	}
+}
+
+// openMaps opens what is pinned and creates and pins what is not. A pinned map
+// of another size or layout is migrated: its content moves to a new map, which
+// takes its place once the new programs are attached (see publish).
+func openMaps(spec *ebpf.CollectionSpec, dir string) (maps map[string]*ebpf.Map, moved map[string]*ebpf.Map, err error) {
+	maps, moved = map[string]*ebpf.Map{}, map[string]*ebpf.Map{}
+	defer func() {
+		if err != nil {
+			closeMaps(maps)
+		}
+	}()
+	for _, name := range pinnedMaps {
+		want := spec.Maps[name]
+		path := filepath.Join(dir, "maps", name)
+		pinned, err := ebpf.LoadPinnedMap(path, nil)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			pinned = nil
+		case err != nil:
+			return nil, nil, fmt.Errorf("open pinned map %s: %w", path, err)
+		case want.Compatible(pinned) == nil:
+			maps[name] = pinned
+			continue
+		}
+		m, err := ebpf.NewMap(want)
+		if err != nil {
+			return nil, nil, fmt.Errorf("create map %s with %d entries: %w", name, want.MaxEntries, err)
+		}
+		maps[name] = m
+		if pinned == nil {
+			if err := m.Pin(path); err != nil {
+				return nil, nil, fmt.Errorf("pin map %s: %w (is %s a bpffs?)", path, err, dir)
+			}
+			continue
+		}
+		err = migrate(name, pinned, m)
+		pinned.Close()
+		if err != nil {
+			return nil, nil, err
+		}
+		moved[name] = m
+	}
+	return maps, moved, nil
+}
+
+// migrate copies what another layout or size of a map holds. Where key or
+// value have another size the content can't be carried over; the Table is
+// programmed anew, and flows begin anew.
+func migrate(name string, from, to *ebpf.Map) error {
+	if from.Type() != to.Type() || from.KeySize() != to.KeySize() || from.ValueSize() != to.ValueSize() ||
+		from.Type() == ebpf.SkStorage {
+		return nil
+	}
+	if from.Type() == ebpf.Array || from.Type() == ebpf.PerCPUArray {
+		return migrateArray(name, from, to)
+	}
+	return copyEntries(name, from, to)
+}
+
+func migrateArray(name string, from, to *ebpf.Map) error {
+	if to.MaxEntries() < from.MaxEntries() && (name == "slots" || name == "backend_states") {
+		return fmt.Errorf("map %s: %d entries are in force and %d are configured; it can grow but not shrink: run `fairlead cleanup` first or raise the size",
+			name, from.MaxEntries(), to.MaxEntries())
+	}
+	return copyEntries(name, from, to)
+}
+
+func copyEntries(name string, from, to *ebpf.Map) error {
+	key, value := make([]byte, from.KeySize()), make([]byte, from.ValueSize())
+	if from.Type() == ebpf.PerCPUArray {
+		return nil // counters begin at zero in a map of another size
+	}
+	it := from.Iterate()
+	for it.Next(&key, &value) {
+		err := to.Put(key, value)
+		if errors.Is(err, ebpf.ErrKeyNotExist) || errors.Is(err, os.ErrInvalid) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("migrate map %s to %d entries: %w", name, to.MaxEntries(), err)
+		}
+	}
+	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("migrate map %s: %w", name, err)
+	}
+	return nil
+}
+
+// publish pins migrated maps in place of the old ones.
+func publish(dir string, moved map[string]*ebpf.Map) error {
+	for name, m := range moved {
+		path := filepath.Join(dir, "maps", name)
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("unpin old map %s: %w", path, err)
+		}
+		if err := m.Pin(path); err != nil {
+			return fmt.Errorf("pin map %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+func closeMaps(maps map[string]*ebpf.Map) {
+	for _, m := range maps {
+		m.Close()
+	}
+}
+
+// loadPrograms loads all programs against the given maps. Programs that this
+// kernel can't have are left out where `optional` names them.
+func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*bpf.FairleadPrograms, error) {
+	var progs bpf.FairleadPrograms
+	err := spec.LoadAndAssign(&progs, &ebpf.CollectionOptions{MapReplacements: maps})
+	if err != nil {
+		var ve *ebpf.VerifierError
+		if errors.As(err, &ve) {
+			return nil, fmt.Errorf("load eBPF programs: the kernel's verifier refuses: %w (run `fairlead check`)", ve)
+		}
+		return nil, fmt.Errorf("load eBPF programs: %w (run `fairlead check`)", err)
+	}
+	return &progs, nil
+}

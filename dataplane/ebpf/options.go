@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ebpf makes the kernel equal a Table with eBPF maps, socket hooks and
+// tc programs. All state is in maps and links pinned in bpffs: a new process
+// adopts what it finds there. It knows no Kubernetes objects.
+package ebpf
+
+import (
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Defaults of Options.
+const (
+	DefaultBPFFS        = "/sys/fs/bpf"
+	DefaultFrontendsMax = 262144
+	DefaultSlotsMax     = 524288
+	DefaultServicesMax  = 65536
+	DefaultAffinityMax  = 65536
+	DefaultDatagramsMax = 65536
+
+	defaultMasqueradePortMin = 1024
+	defaultMasqueradePortMax = 29999
+)
+
+// Options configures the eBPF dataplane. The zero value is usable.
+type Options struct {
+	// BPFFS is a directory in a mounted bpffs; pins go to BPFFS/fairlead.
+	// Default /sys/fs/bpf.
+	BPFFS string
+	// CgroupRoot is the cgroup2 directory whose processes get the socket
+	// hooks. Default: the cgroup2 mount found in /proc/self/mountinfo.
+	CgroupRoot string
+	// Devices are the names of the devices that lead out of the node; a
+	// trailing '*' matches any suffix. Default: devices with a default route
+	// or the node's primary address, physical ones and tunnels.
+	Devices []string
+
+	// Sizes of the maps, in entries; 0 for the default. A flow takes two
+	// ConntrackMax entries; its default is the machine's memory / 64 KiB,
+	// between 16,384 and 1,048,576. SlotsMax is the sum of all BackendSets,
+	// ServicesMax counts Service ports.
+	FrontendsMax, SlotsMax, ServicesMax, ConntrackMax, AffinityMax, DatagramsMax int
+
+	// Timeouts after which an idle flow of the packet path is forgotten; 0
+	// for the default.
+	Timeouts Timeouts
+
+	// MasqueradePortMin and MasqueradePortMax bound the source ports of
+	// masqueraded flows, inclusive. They must not overlap the ports that the
+	// node's own processes connect from (net.ipv4.ip_local_port_range).
+	// Default 1024 to 29999.
+	MasqueradePortMin, MasqueradePortMax uint16
+
+	// Logger defaults to slog.Default().
+	Logger *slog.Logger
+}
+
+// Timeouts of idle flows.
+type Timeouts struct {
+	TCPEstablished time.Duration // default 24 h, as kube-proxy's
+	TCPTransient   time.Duration // opening or closing; default 60 s
+	UDP            time.Duration // no reply seen; default 30 s
+	UDPStream      time.Duration // replies seen; default 180 s
+	SCTP           time.Duration // default 5 min
+}
+
+func (o Options) withDefaults() Options {
+	setDefault(&o.BPFFS, DefaultBPFFS)
+	setDefault(&o.FrontendsMax, DefaultFrontendsMax)
+	setDefault(&o.SlotsMax, DefaultSlotsMax)
+	setDefault(&o.ServicesMax, DefaultServicesMax)
+	setDefault(&o.AffinityMax, DefaultAffinityMax)
+	setDefault(&o.DatagramsMax, DefaultDatagramsMax)
+	setDefault(&o.ConntrackMax, conntrackMaxForMemory())
+	setDefault(&o.Timeouts.TCPEstablished, 24*time.Hour)
+	setDefault(&o.Timeouts.TCPTransient, 60*time.Second)
+	setDefault(&o.Timeouts.UDP, 30*time.Second)
+	setDefault(&o.Timeouts.UDPStream, 180*time.Second)
+	setDefault(&o.Timeouts.SCTP, 5*time.Minute)
+	setDefault(&o.MasqueradePortMin, defaultMasqueradePortMin)
+	setDefault(&o.MasqueradePortMax, defaultMasqueradePortMax)
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return o
+}
+
+func setDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+func conntrackMaxForMemory() int {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 131072
+	}
+	n := int(uint64(info.Totalram) * uint64(info.Unit) / (64 << 10))
+	return min(max(n, 16384), 1<<20)
+}
+
+// pinDir is where everything of one agent is pinned.
+func (o Options) pinDir() string { return filepath.Join(o.BPFFS, "fairlead") }
