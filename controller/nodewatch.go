@@ -92,9 +92,10 @@ func (w *nodeWatch) run(ctx context.Context, last hostAddresses, changed func(ho
 		defer close(heard)
 		w.listen(ctx, rung)
 	}()
-	defer func() { <-heard }()
-	stop := context.AfterFunc(ctx, func() { w.events.Close() })
-	defer stop()
+	defer func() {
+		w.events.Close() // ends the Read
+		<-heard
+	}()
 	for {
 		select {
 		case <-ctx.Done():

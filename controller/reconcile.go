@@ -32,13 +32,11 @@ type loop struct {
 	// lost: an attempt failed whole, so what the kernel holds is unknown until
 	// a Sync. The last good state is in force; changes wait.
 	lost    bool
-	failed  map[dataplane.ServiceName]error
+	failed  map[dataplane.ServiceName]failure
 	delay   time.Duration
 	retry   *time.Timer
 	waiting bool // retry is armed
-	logged  string
-	// problems are those that compile gave last.
-	problems map[compile.Problem]bool
+	said    reports
 
 	sizes map[dataplane.ServiceName]size
 	total size
@@ -48,15 +46,18 @@ type loop struct {
 	begun    time.Time
 }
 
-// size counts what the metrics tell of a Service.
-type size struct{ frontends, backends int }
+// failure is a Service that the Dataplane did not take.
+type failure struct {
+	err  error
+	want *dataplane.Service // nil: to be removed
+}
 
 func newLoop(c *Controller) *loop {
 	retry := time.NewTimer(time.Hour)
 	retry.Stop()
 	return &loop{
 		c: c, lost: true, delay: retryMin, retry: retry, begun: time.Now(),
-		failed: map[dataplane.ServiceName]error{}, sizes: map[dataplane.ServiceName]size{},
+		failed: map[dataplane.ServiceName]failure{}, sizes: map[dataplane.ServiceName]size{},
 	}
 }
 
@@ -126,7 +127,11 @@ func (l *loop) firstSync(ctx context.Context) error {
 // apply makes the kernel follow what changed and, if again, tries the failed
 // Services once more.
 func (l *loop) apply(ctx context.Context, again bool) {
-	res := l.take()
+	res, _ := l.take(false)
+	l.follow(ctx, res, again)
+}
+
+func (l *loop) follow(ctx context.Context, res compile.Result, again bool) {
 	change := l.withFailed(res.Change, again)
 	var err error
 	if !change.Empty() {
@@ -139,14 +144,14 @@ func (l *loop) apply(ctx context.Context, again bool) {
 			delete(l.failed, name)
 		}
 	}
-	l.settle(ctx, err)
+	l.settle(ctx, err, change.Services)
 	l.c.checks.update(res.HealthChecks)
 }
 
 // resync makes the kernel equal the whole Table as it is now.
 func (l *loop) resync(ctx context.Context) (changed int, err error) {
-	res := l.take()
-	changed, err = l.sync(ctx)
+	res, table := l.take(true)
+	changed, err = l.sync(ctx, table)
 	l.c.checks.update(res.HealthChecks)
 	return changed, err
 }
@@ -157,36 +162,40 @@ func (l *loop) check(ctx context.Context) {
 	if l.lost {
 		return
 	}
-	l.apply(ctx, false)
+	res, table := l.take(true)
+	l.follow(ctx, res, false)
 	if l.lost || ctx.Err() != nil {
 		return
 	}
 	clean := len(l.failed) == 0
-	changed, _ := l.sync(ctx)
+	changed, _ := l.sync(ctx, table)
 	if clean && changed > 0 {
 		l.c.metrics.drift.Add(float64(changed))
 		l.c.opts.Log.Warn("repaired drift: something else changed the kernel's state", "frontends", changed)
 	}
 }
 
-func (l *loop) sync(ctx context.Context) (changed int, err error) {
+func (l *loop) sync(ctx context.Context, table *dataplane.Table) (changed int, err error) {
 	start := time.Now()
-	// Only Compile changes the Table, and only this goroutine calls it.
-	changed, err = l.c.opts.Dataplane.Sync(ctx, l.c.compiler.Table())
+	changed, err = l.c.opts.Dataplane.Sync(ctx, table)
 	l.observe(l.c.metrics.fullSeconds, start)
 	if whole(err) == nil {
 		l.lost = false
 		clear(l.failed)
 	}
-	l.settle(ctx, err)
+	l.settle(ctx, err, table.Services)
 	return changed, err
 }
 
-// take compiles what arrived.
-func (l *loop) take() compile.Result {
+// take compiles what arrived. The whole Table costs as much as the cluster is
+// large, so it is made only if asked for.
+func (l *loop) take(whole bool) (res compile.Result, table *dataplane.Table) {
 	c := l.c
 	c.mu.Lock()
-	res := c.compiler.Compile()
+	res = c.compiler.Compile()
+	if whole {
+		table = c.compiler.Table()
+	}
 	c.progress.taken()
 	c.problems = res.Problems
 	c.noLocal = res.NoLocalEndpoints
@@ -200,9 +209,9 @@ func (l *loop) take() compile.Result {
 		}
 	}
 	if res.ProblemsChanged {
-		l.warn(res.Problems)
+		l.said.problems(l.c.opts.Log, res.Problems)
 	}
-	return res
+	return res, table
 }
 
 // withFailed adds the failed Services where they are due, or where the Change
@@ -222,8 +231,10 @@ func (l *loop) withFailed(change dataplane.Change, due bool) dataplane.Change {
 	if services == nil {
 		services = map[dataplane.ServiceName]*dataplane.Service{}
 	}
-	for name := range l.failed {
-		services[name] = l.c.compiler.Table().Services[name]
+	for name, f := range l.failed {
+		if _, newer := services[name]; !newer {
+			services[name] = f.want
+		}
 	}
 	return dataplane.Change{Services: services, Node: change.Node}
 }
@@ -237,14 +248,16 @@ func whole(err error) error {
 	return err
 }
 
-// settle draws the consequences of an attempt.
-func (l *loop) settle(ctx context.Context, err error) {
+// settle draws the consequences of an attempt to give the kernel these Services.
+func (l *loop) settle(ctx context.Context, err error, wanted map[dataplane.ServiceName]*dataplane.Service) {
 	if err != nil && ctx.Err() != nil {
 		return
 	}
 	var partial *dataplane.ApplyError
 	if errors.As(err, &partial) {
-		maps.Copy(l.failed, partial.Failed)
+		for name, cause := range partial.Failed {
+			l.failed[name] = failure{err: cause, want: wanted[name]}
+		}
 	} else if err != nil {
 		l.lost = true
 	}
@@ -252,13 +265,16 @@ func (l *loop) settle(ctx context.Context, err error) {
 		l.c.metrics.applyErrors.Inc()
 	}
 	if len(l.failed) > 0 || len(*l.c.failed.Load()) > 0 {
-		failed := maps.Clone(l.failed)
+		failed := make(map[dataplane.ServiceName]error, len(l.failed))
+		for name, f := range l.failed {
+			failed[name] = f.err
+		}
 		l.c.failed.Store(&failed)
 	}
 	if !l.lost {
 		l.inForce()
 	}
-	l.report(err)
+	l.said.outcome(l.c.opts.Log, err, len(l.failed) == 0 && !l.lost)
 	l.schedule()
 }
 
@@ -270,27 +286,6 @@ func (l *loop) inForce() {
 		l.c.metrics.programmingSeconds.Observe(max(0, now.Sub(t).Seconds()))
 	}
 	l.triggers = l.triggers[:0]
-}
-
-// warn logs the Problems that are new. There may be many, and one may flap, so
-// a Compile says at most a few.
-func (l *loop) warn(now []compile.Problem) {
-	const most = 10
-	known := l.problems
-	l.problems = make(map[compile.Problem]bool, len(now))
-	logged := 0
-	for _, p := range now {
-		l.problems[p] = true
-		if known[p] {
-			continue
-		}
-		if logged++; logged <= most {
-			l.c.opts.Log.Warn("not in force as written", "object", p.Object, "reason", p.Reason)
-		}
-	}
-	if logged > most {
-		l.c.opts.Log.Warn("more objects are not in force as written", "count", logged-most)
-	}
 }
 
 // schedule arms the retry where something failed.
@@ -305,61 +300,10 @@ func (l *loop) schedule() {
 	}
 }
 
-// report logs a failure when it is new and when it is over, not each attempt.
-func (l *loop) report(err error) {
-	msg := ""
-	if err != nil {
-		msg = err.Error()
-	} else if len(l.failed) > 0 {
-		msg = l.logged
-	}
-	if msg == l.logged {
-		return
-	}
-	l.logged = msg
-	if msg == "" {
-		l.c.opts.Log.Info("the kernel takes changes again")
-		return
-	}
-	l.c.opts.Log.Error("cannot bring the kernel in line, trying again; the last good state is in force", "error", err)
-}
-
 func (l *loop) observe(h prometheus.Observer, start time.Time) {
 	d := time.Since(start).Seconds()
 	h.Observe(d)
 	l.c.metrics.syncSeconds.Observe(d)
-}
-
-// count follows the size of the Table, Change by Change.
-func (l *loop) count(change dataplane.Change) {
-	for name, s := range change.Services {
-		var n size
-		old := l.sizes[name]
-		if s == nil {
-			delete(l.sizes, name)
-		} else {
-			n = sizeOf(s)
-			l.sizes[name] = n
-		}
-		l.total.frontends += n.frontends - old.frontends
-		l.total.backends += n.backends - old.backends
-	}
-	if len(change.Services) > 0 {
-		l.c.metrics.services.Set(float64(len(l.sizes)))
-		l.c.metrics.frontends.Set(float64(l.total.frontends))
-		l.c.metrics.backends.Set(float64(l.total.backends))
-	}
-}
-
-func sizeOf(s *dataplane.Service) size {
-	n := size{frontends: len(s.Frontends)}
-	for i := range s.Frontends {
-		n.backends += len(s.Frontends[i].Internal.Backends)
-		if s.Frontends[i].Kind != dataplane.ClusterIP {
-			n.backends += len(s.Frontends[i].External.Backends)
-		}
-	}
-	return n
 }
 
 // jitter spreads d by a tenth, so that a cluster's agents do not work in step.

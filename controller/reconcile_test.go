@@ -175,7 +175,10 @@ func TestAChangeIsNotCountedAsDrift(t *testing.T) {
 	a := started(t, 3, func(o *Options) { o.CheckInterval = time.Millisecond })
 	for i := range 300 {
 		addr := []string{"10.244.5.1", "10.244.5.2"}[i%2]
-		a.source.do(func(h source.Handler) { h.OnEndpointSlice(keyOf("s2"), testSlice(2, addr)) })
+		a.source.do(func(h source.Handler) {
+			h.OnEndpointSlice(keyOf("s2"), testSlice(2, addr))
+			give(h, 10+i, "10.244.0.1")
+		})
 	}
 	eventually(t, "the last change", func() bool { return a.backends(2) == "10.244.5.2" })
 	if n := valueOf(t, a.metrics.drift); n != 0 {
