@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -177,7 +178,7 @@ func (d *devices) reconcile() error {
 	for _, l := range links {
 		a := l.Attrs()
 		present[a.Index] = true
-		if a.Flags&unix.IFF_LOOPBACK != 0 {
+		if a.Flags&net.FlagLoopback != 0 {
 			continue
 		}
 		if a.EncapType != "ether" {

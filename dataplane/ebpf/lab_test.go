@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"fairlead.dev/dataplane"
+)
+
+// lab is a network namespace, a bpffs and a cgroup of one test's own. The test
+// goroutine's thread is in the namespace, the whole process in the cgroup.
+type lab struct {
+	t       testing.TB
+	options Options
+}
+
+var labs atomic.Int32
+
+func newLab(t testing.TB) *lab {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: eBPF programs are loaded and attached")
+	}
+	runtime.LockOSThread() // not unlocked: the thread stays in its namespace and dies with the test
+	name := fmt.Sprintf("fairlead-test-%d-%d", os.Getpid(), labs.Add(1))
+	ns, err := netns.NewNamed(name) // named, so that a sweep finds it
+	if err != nil {
+		t.Fatalf("make network namespace: %v", err)
+	}
+	t.Cleanup(func() {
+		ns.Close()
+		netns.DeleteNamed(name)
+	})
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		t.Fatal(err)
+	}
+	l := &lab{t: t, options: Options{
+		BPFFS: mountBPFFS(t), CgroupRoot: joinCgroup(t),
+		FrontendsMax: 65536, SlotsMax: 262144, ServicesMax: 32768, ConntrackMax: 16384, AffinityMax: 4096, DatagramsMax: 4096,
+		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}}
+	return l
+}
+
+func mountBPFFS(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "fairlead-bpffs-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0700"); err != nil {
+		t.Fatalf("mount bpffs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount bpffs: %v", err)
+		}
+		os.Remove(dir)
+	})
+	return dir
+}
+
+func joinCgroup(t testing.TB) string {
+	t.Helper()
+	root, err := findCgroup2()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(root, fmt.Sprintf("fairlead-test-%d", os.Getpid()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	move := func(to string) error {
+		return os.WriteFile(filepath.Join(to, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+	}
+	before := ownCgroup(t, root)
+	if err := move(dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := move(before); err != nil {
+			t.Errorf("leave cgroup: %v", err)
+		}
+		if err := os.Remove(dir); err != nil {
+			t.Errorf("remove cgroup: %v", err)
+		}
+	})
+	return dir
+}
+
+func ownCgroup(t testing.TB, root string) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return filepath.Join(root, path)
+		}
+	}
+	return root
+}
+
+func (l *lab) open() *Dataplane {
+	l.t.Helper()
+	d, err := New(context.Background(), l.options)
+	if err != nil {
+		l.t.Fatalf("open dataplane: %+v", err)
+	}
+	l.t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func (l *lab) rows() []dataplane.Row {
+	l.t.Helper()
+	r, err := Read(l.options.BPFFS)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer r.Close()
+	d, err := r.Table()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return d.Frontends
+}
+
+// holds fails the test unless the kernel's dump equals the Table's.
+func (l *lab) holds(t *dataplane.Table) {
+	l.t.Helper()
+	want := t.Rows()
+	if want == nil {
+		want = []dataplane.Row{}
+	}
+	if diff := cmp.Diff(want, l.rows(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		l.t.Fatalf("kernel does not hold the Table (-want +got):\n%s", diff)
+	}
+}
+
+func backends(hostPorts ...string) []dataplane.Backend {
+	out := make([]dataplane.Backend, len(hostPorts))
+	for i, hp := range hostPorts {
+		ap := netip.MustParseAddrPort(hp)
+		out[i] = dataplane.Backend{Address: ap.Addr(), Port: ap.Port()}
+	}
+	return out
+}
+
+// clusterIP is a Service with one ClusterIP Frontend.
+func clusterIP(name, frontend string, p dataplane.Protocol, bs ...dataplane.Backend) *dataplane.Service {
+	ap := netip.MustParseAddrPort(frontend)
+	set := dataplane.BackendSet{Backends: bs}
+	return &dataplane.Service{
+		Name: dataplane.ServiceName{Namespace: "default", Name: name},
+		Frontends: []dataplane.Frontend{{
+			FrontendKey: dataplane.FrontendKey{Address: ap.Addr(), Port: ap.Port(), Protocol: p},
+			Kind:        dataplane.ClusterIP, Internal: set, External: set, MasqueradeExternal: true,
+		}},
+	}
+}
+
+func table(services ...*dataplane.Service) *dataplane.Table {
+	t := &dataplane.Table{Services: map[dataplane.ServiceName]*dataplane.Service{}}
+	for _, s := range services {
+		t.Services[s.Name] = s
+	}
+	return t
+}
