@@ -60,12 +60,18 @@ type Configuration struct {
 	// StateDir holds what must survive a restart and is not in the kernel.
 	StateDir string `json:"stateDir" flag:"state-dir"`
 
-	// Sizes of the kernel maps, in entries. 0: the Dataplane's default.
+	// MasqueradePorts is MIN-MAX, the source ports of masqueraded flows,
+	// inclusive. Empty: the Dataplane's default.
+	MasqueradePorts string `json:"masqueradePorts" flag:"masquerade-ports"`
+
+	// Sizes of the kernel maps, in entries. 0: the Dataplane's default. A flow
+	// takes two entries of ConntrackMax.
 	ConntrackMax int `json:"conntrackMax" flag:"conntrack-max"`
 	FrontendsMax int `json:"frontendsMax" flag:"frontends-max"`
 	SlotsMax     int `json:"slotsMax" flag:"slots-max"`
 	ServicesMax  int `json:"servicesMax" flag:"services-max"`
 	AffinityMax  int `json:"affinityMax" flag:"affinity-max"`
+	DatagramsMax int `json:"datagramsMax" flag:"datagrams-max"`
 
 	// How long a flow of the packet path may be silent. 0: the Dataplane's
 	// default.
@@ -110,7 +116,7 @@ type List []string
 func (l *List) UnmarshalJSON(b []byte) error {
 	var one string
 	if json.Unmarshal(b, &one) == nil {
-		*l = splitList(one)
+		*l = ParseList(one)
 		return nil
 	}
 	var many []string
@@ -121,7 +127,11 @@ func (l *List) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-func splitList(s string) List {
+// String is the inverse of ParseList.
+func (l List) String() string { return strings.Join(l, ",") }
+
+// ParseList splits at commas. Spaces and empty parts do not count.
+func ParseList(s string) List {
 	var l List
 	for part := range strings.SplitSeq(s, ",") {
 		if part = strings.TrimSpace(part); part != "" {

@@ -102,7 +102,11 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(ownHeader + "a: &a [*a]\n"))
 	f.Add([]byte(`{"kind":"FairleadConfiguration","apiVersion":"fairlead.dev/v1alpha1","v":4}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		begin := time.Now()
 		c, _, err := Parse(data)
+		if took := time.Since(begin); took > 5*time.Second {
+			t.Fatalf("Parse of %d bytes took %v", len(data), took)
+		}
 		if err != nil {
 			if strings.Contains(err.Error(), "\n") {
 				t.Fatalf("error of several lines: %q", err)

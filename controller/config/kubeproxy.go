@@ -52,7 +52,7 @@ func (d *document) kubeProxy(c *Configuration) ([]Warning, error) {
 }
 
 func mapAddresses(c *Configuration, k *kubeproxy.KubeProxyConfiguration) {
-	c.BindAddress = splitList(k.BindAddress)
+	c.BindAddress = ParseList(k.BindAddress)
 	if a, err := netip.ParseAddr(k.BindAddress); err == nil && a.Is6() {
 		c.MetricsBindAddress = "[::1]:" + metricsPort
 		c.HealthzBindAddress = "[::]:" + healthzPort
@@ -79,7 +79,7 @@ func mapAddresses(c *Configuration, k *kubeproxy.KubeProxyConfiguration) {
 func mapLocal(c *Configuration, k *kubeproxy.KubeProxyConfiguration) error {
 	switch k.DetectLocalMode {
 	case "", "ClusterCIDR", "BridgeInterface", "InterfaceNamePrefix":
-		c.ClusterCIDR = splitList(k.ClusterCIDR)
+		c.ClusterCIDR = ParseList(k.ClusterCIDR)
 	case "NodeCIDR":
 	default:
 		return fmt.Errorf("detectLocalMode %q: want ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix", k.DetectLocalMode)
@@ -100,7 +100,8 @@ func mapConntrack(c *Configuration, k *kubeproxy.KubeProxyConntrackConfiguration
 		case n < 0 || m < 0:
 			c.ConntrackMax = -1 // Validate names both keys
 		case n > 0:
-			c.ConntrackMax = min(max(n*runtime.NumCPU(), m), maxEntries)
+			// kube-proxy counts flows, a flow takes two entries.
+			c.ConntrackMax = min(2*max(n*runtime.NumCPU(), m), maxEntries)
 		}
 	}
 	for _, e := range []struct {

@@ -65,13 +65,13 @@ logging: {format: json, verbosity: 4}
 		{"NodeCIDR leaves clusterCIDR out", "detectLocalMode: NodeCIDR\nclusterCIDR: 10.0.0.0/8\n", func(c *Configuration) {}},
 		{"conntrack", "conntrack: {maxPerCore: 1000, min: 2, tcpEstablishedTimeout: 2h, tcpCloseWaitTimeout: 30s, udpTimeout: 20s, udpStreamTimeout: 40s}\n",
 			func(c *Configuration) {
-				c.ConntrackMax = 1000 * runtime.NumCPU()
+				c.ConntrackMax = 2 * 1000 * runtime.NumCPU()
 				c.ConntrackTCPTimeoutEstablished = metav1.Duration{Duration: 2 * time.Hour}
 				c.ConntrackTCPTimeoutCloseWait = metav1.Duration{Duration: 30 * time.Second}
 				c.ConntrackUDPTimeout = metav1.Duration{Duration: 20 * time.Second}
 				c.ConntrackUDPTimeoutStream = metav1.Duration{Duration: 40 * time.Second}
 			}},
-		{"conntrack.min is a floor", "conntrack: {maxPerCore: 1, min: 500000}\n", func(c *Configuration) { c.ConntrackMax = 500000 }},
+		{"conntrack.min is a floor", "conntrack: {maxPerCore: 1, min: 500000}\n", func(c *Configuration) { c.ConntrackMax = 2 * 500000 }},
 		{"conntrack.maxPerCore 0 ignores min", "conntrack: {maxPerCore: 0, min: 500000}\n", func(c *Configuration) {}},
 		{"conntrack is bounded", "conntrack: {maxPerCore: 2147483647}\n", func(c *Configuration) { c.ConntrackMax = maxEntries }},
 	} {

@@ -100,7 +100,7 @@ var kubeProxyKeys = []kubeProxyKey{
 	{path: "nodePortAddresses", treatment: mapped, advice: "--nodeport-addresses"},
 
 	{path: "oomScoreAdj", treatment: warned, advice: "set it where the agent is started", quiet: []string{"-999"}},
-	{path: "conntrack.maxPerCore", treatment: mapped, advice: "--conntrack-max, times the CPUs and at least conntrack.min; 0 is fairlead's default"},
+	{path: "conntrack.maxPerCore", treatment: mapped, advice: "--conntrack-max, times the CPUs, at least conntrack.min, times two (a flow takes two entries); 0 is fairlead's default"},
 	{path: "conntrack.min", treatment: mapped, advice: "--conntrack-max at least, unless maxPerCore is 0"},
 	{path: "conntrack.tcpEstablishedTimeout", treatment: mapped, advice: "--conntrack-tcp-timeout-established"},
 	{path: "conntrack.tcpCloseWaitTimeout", treatment: mapped, advice: "--conntrack-tcp-timeout-close-wait"},

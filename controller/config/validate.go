@@ -120,7 +120,7 @@ func (c *Configuration) validateNumbers() error {
 		value int
 	}{
 		{"conntrack-max", c.ConntrackMax}, {"frontends-max", c.FrontendsMax}, {"slots-max", c.SlotsMax},
-		{"services-max", c.ServicesMax}, {"affinity-max", c.AffinityMax},
+		{"services-max", c.ServicesMax}, {"affinity-max", c.AffinityMax}, {"datagrams-max", c.DatagramsMax},
 	} {
 		if e.value < 0 || e.value > maxEntries {
 			return &InvalidError{e.flag, strconv.Itoa(e.value), fmt.Sprintf("0 (default) to %d entries", maxEntries)}
@@ -138,6 +138,9 @@ func (c *Configuration) validateNumbers() error {
 		if e.value != 0 && (e.value < time.Second || e.value > 30*24*time.Hour) {
 			return &InvalidError{e.flag, e.value.String(), "0 (default) or 1s to 720h"}
 		}
+	}
+	if _, _, err := c.MasqueradePortRange(); err != nil {
+		return err
 	}
 	if c.V < 0 {
 		return &InvalidError{"v", strconv.Itoa(c.V), "a number from 0"}
@@ -179,6 +182,20 @@ func (c *Configuration) NodeIPs() ([]netip.Addr, error) {
 		ips = append(ips, a)
 	}
 	return ips, nil
+}
+
+// MasqueradePortRange is MasqueradePorts, parsed; 0 and 0 where it is empty.
+func (c *Configuration) MasqueradePortRange() (first, last uint16, err error) {
+	if c.MasqueradePorts == "" {
+		return 0, 0, nil
+	}
+	low, high, _ := strings.Cut(c.MasqueradePorts, "-")
+	a, errA := strconv.ParseUint(low, 10, 16)
+	b, errB := strconv.ParseUint(high, 10, 16)
+	if errA != nil || errB != nil || a == 0 || a > b {
+		return 0, 0, &InvalidError{"masquerade-ports", c.MasqueradePorts, "FIRST-LAST, such as 1024-29999"}
+	}
+	return uint16(a), uint16(b), nil
 }
 
 // ClusterPrefixes is ClusterCIDR, parsed and masked.

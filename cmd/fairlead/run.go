@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"fairlead.dev/controller"
+	"fairlead.dev/controller/config"
+)
+
+// gcPercent trades a little CPU in bursts of changes for a smaller resting
+// heap, unless GOGC says otherwise.
+const gcPercent = 50
+
+func newRunCommand() *cobra.Command {
+	c := config.Default()
+	var file string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the agent: make the kernel follow the Services",
+		Long: "Run the agent: make the kernel follow the Services.\n\n" +
+			"Objects come from an API server (--kubeconfig, or the pod's service account) or from a\n" +
+			"directory of YAML (--manifests). SIGTERM and SIGINT end the agent; what it programmed stays in force.",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var warnings []config.Warning
+			if file != "" {
+				loaded, ws, err := config.Load(file)
+				if err != nil {
+					return err
+				}
+				if err := underFlags(cmd.Flags(), &c, loaded); err != nil {
+					return err
+				}
+				warnings = ws
+			}
+			if err := checkRun(&c); err != nil {
+				return err
+			}
+			log := newLogger(&c, cmd.ErrOrStderr())
+			warnKeys(log, file, warnings)
+			return run(cmd.Context(), &c, log)
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", "", "`FILE` with a FairleadConfiguration or a KubeProxyConfiguration; explicit flags win over it")
+	addRunFlags(cmd.Flags(), &c)
+	return cmd
+}
+
+// warnKeys names the keys of a configuration file that do not apply, in one line.
+func warnKeys(log *slog.Logger, file string, warnings []config.Warning) {
+	if len(warnings) == 0 {
+		return
+	}
+	keys := make([]string, len(warnings))
+	for i, w := range warnings {
+		keys[i] = w.String()
+	}
+	log.Warn("keys of the configuration file that do not apply to fairlead are ignored, see docs/migration.md",
+		"file", file, "keys", strings.Join(keys, "; "))
+}
+
+// checkRun refuses what cannot be run before anything is touched.
+func checkRun(c *config.Configuration) error {
+	if err := c.Validate(); err != nil {
+		return usageError{err}
+	}
+	if c.Kubeconfig != "" && c.Manifests != "" {
+		return usagef("--kubeconfig and --manifests are both set: objects come from one of them, leave the other out")
+	}
+	if c.Kubeconfig == "" && c.Manifests == "" && os.Getenv("KUBERNETES_SERVICE_HOST") == "" {
+		return usagef("no source of objects: set --kubeconfig FILE for an API server or --manifests DIR for a directory (this is not a pod, so there is no service account)")
+	}
+	switch c.Dataplane {
+	case "nftables", "iptables", "ipvs":
+		return fmt.Errorf("--dataplane %s is not built yet: use ebpf", c.Dataplane)
+	}
+	if c.Pods != "off" {
+		return fmt.Errorf("--pods %s is not built yet: use off, and the kubelet for Pods", c.Pods)
+	}
+	return c.Complete()
+}
+
+// run wires the agent together and serves until ctx ends.
+func run(ctx context.Context, c *config.Configuration, log *slog.Logger) (err error) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	log.Info("starting", "version", readBuildInfo().Version, "node", c.NodeName)
+	src, release, err := openSource(ctx, c, log)
+	if err != nil {
+		return stopped(ctx, err)
+	}
+	defer release()
+	lock, err := lockBPFFS(ctx, c.BPFFS)
+	if err != nil {
+		return stopped(ctx, err)
+	}
+	defer lock.Close()
+	dp, collector, err := newDataplane(ctx, c, log)
+	if err != nil {
+		return stopped(ctx, err)
+	}
+	defer closeInto(&err, dp, "close the dataplane")
+
+	o, err := controllerOptions(c)
+	if err != nil {
+		return usageError{err}
+	}
+	o.Source, o.Dataplane, o.Log = src, dp, log
+	o.Collectors = append(o.Collectors, collector)
+	ctl, err := controller.New(o)
+	if err != nil {
+		return err
+	}
+	if err := ctl.Run(ctx); err != nil {
+		return stopped(ctx, err)
+	}
+	log.Info("stopped; what was programmed stays in force")
+	return nil
+}
+
+// controllerOptions are those that come from the configuration alone.
+func controllerOptions(c *config.Configuration) (o controller.Options, err error) {
+	o = controller.Options{
+		NodeName:           c.NodeName,
+		NodePortAddresses:  c.NodePortAddresses,
+		HealthzBindAddress: c.HealthzBindAddress,
+		MetricsBindAddress: c.MetricsBindAddress,
+		Version:            readBuildInfo().Version,
+	}
+	if o.NodeIPs, err = c.NodeIPs(); err != nil {
+		return o, err
+	}
+	if o.ClusterCIDRs, err = c.ClusterPrefixes(); err != nil {
+		return o, err
+	}
+	o.ServiceCIDRs, err = c.ServicePrefixes()
+	return o, err
+}
+
+// stopped turns the error of something that a signal interrupted into none.
+func stopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
+func closeInto(err *error, c io.Closer, action string) {
+	if cerr := c.Close(); cerr != nil && *err == nil {
+		*err = fmt.Errorf("%s: %w", action, cerr)
+	}
+}

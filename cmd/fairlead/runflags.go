@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"github.com/spf13/pflag"
+
+	"fairlead.dev/controller/config"
+)
+
+// addRunFlags binds the flags to c, whose values are the defaults.
+func addRunFlags(f *pflag.FlagSet, c *config.Configuration) {
+	f.StringVar(&c.Kubeconfig, "kubeconfig", c.Kubeconfig, "read objects from the API server that this `FILE` names; in a pod the default is its service account")
+	f.StringVar(&c.Manifests, "manifests", c.Manifests, "read objects from the YAML files in this `DIR`, in place of an API server")
+	f.StringVar(&c.NodeName, "node-name", c.NodeName, "`NAME` of this node's Node object (default: the hostname in lower case)")
+	f.Var(listFlag{&c.BindAddress}, "bind-address", "`IP` to use as the node's primary one, at most one of each family (default: as the Node object says)")
+
+	f.StringVar(&c.Dataplane, "dataplane", c.Dataplane, "auto, ebpf, nftables, iptables or ipvs")
+	f.StringVar(&c.Pods, "pods", c.Pods, "off, or cri to run the node's Pods too")
+
+	f.Var(listFlag{&c.ServiceCIDR}, "service-cidr", "`CIDRs` of ClusterIPs; with --manifests, Services without a clusterIP get one from here")
+	f.Var(listFlag{&c.ClusterCIDR}, "cluster-cidr", "`CIDRs` of pods (default: those of the Node object)")
+	f.Var(listFlag{&c.NodePortAddresses}, "nodeport-addresses", "`CIDRs` and the words primary, localhost, all: the addresses that take NodePort traffic (default: all of the node's)")
+
+	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", c.MetricsBindAddress, "`IP:PORT` of /metrics; empty turns it off")
+	f.StringVar(&c.HealthzBindAddress, "healthz-bind-address", c.HealthzBindAddress, "`IP:PORT` of /healthz and /livez; empty turns it off")
+	f.BoolVar(&c.Profiling, "profiling", c.Profiling, "serve /debug/pprof/ on the metrics address")
+
+	f.StringVar(&c.CgroupRoot, "cgroup-root", c.CgroupRoot, "cgroup2 `DIR` whose processes get the socket hooks (default: the root of the cgroup2 mount)")
+	f.StringVar(&c.BPFFS, "bpffs", c.BPFFS, "`DIR` in a mounted bpffs; pins go into its directory fairlead")
+	f.Var(listFlag{&c.Devices}, "devices", "`NAMES` of the devices that lead out of the node; a trailing * matches any rest (default: found)")
+	f.StringVar(&c.StateDir, "state-dir", c.StateDir, "`DIR` for what must survive a restart and is not in the kernel")
+	f.StringVar(&c.MasqueradePorts, "masquerade-ports", c.MasqueradePorts, "`FIRST-LAST` source ports of masqueraded flows; keep out of net.ipv4.ip_local_port_range (default 1024-29999)")
+
+	for _, e := range []struct {
+		to          *int
+		name, usage string
+	}{
+		{&c.ConntrackMax, "conntrack-max", "entries of the conntrack map, two for each flow (0: by the machine's memory)"},
+		{&c.FrontendsMax, "frontends-max", "entries of the frontend map (0: default)"},
+		{&c.SlotsMax, "slots-max", "sum of the Backends of all Frontends (0: default)"},
+		{&c.ServicesMax, "services-max", "Service ports (0: default)"},
+		{&c.AffinityMax, "affinity-max", "clients with session affinity (0: default)"},
+		{&c.DatagramsMax, "datagrams-max", "peers of unconnected UDP sockets (0: default)"},
+	} {
+		f.IntVar(e.to, e.name, *e.to, e.usage)
+	}
+	f.DurationVar(&c.ConntrackTCPTimeoutEstablished.Duration, "conntrack-tcp-timeout-established", 0, "how long an established TCP flow may be idle (0: default)")
+	f.DurationVar(&c.ConntrackTCPTimeoutCloseWait.Duration, "conntrack-tcp-timeout-close-wait", 0, "how long an opening or closing TCP flow may be idle (0: default)")
+	f.DurationVar(&c.ConntrackUDPTimeout.Duration, "conntrack-udp-timeout", 0, "how long a UDP flow without a reply may be idle (0: default)")
+	f.DurationVar(&c.ConntrackUDPTimeoutStream.Duration, "conntrack-udp-timeout-stream", 0, "how long a UDP flow with replies may be idle (0: default)")
+
+	f.StringVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
+	f.IntVarP(&c.V, "v", "v", c.V, "klog verbosity; 4 and more is --log-level debug")
+	f.StringVar(&c.LogFormat, "log-format", c.LogFormat, "text or json")
+
+	f.SetNormalizeFunc(kubeProxyNames)
+}
+
+// kubeProxyNames understands kube-proxy's names of flags that have another here.
+func kubeProxyNames(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+	switch name {
+	case "hostname-override":
+		name = "node-name"
+	case "logging-format":
+		name = "log-format"
+	}
+	return pflag.NormalizedName(name)
+}
+
+// listFlag is a list with commas; a repeated flag replaces the list.
+type listFlag struct{ list *config.List }
+
+func (l listFlag) String() string {
+	if l.list == nil {
+		return ""
+	}
+	return l.list.String()
+}
+
+func (l listFlag) Set(s string) error {
+	*l.list = config.ParseList(s)
+	return nil
+}
+
+func (l listFlag) Type() string { return "list" }
+
+// underFlags gives the file's configuration with what the command line set
+// explicitly put on top. flags are bound to the result's place, c.
+func underFlags(f *pflag.FlagSet, c *config.Configuration, file config.Configuration) error {
+	explicit := map[string]string{}
+	f.Visit(func(flag *pflag.Flag) { explicit[flag.Name] = flag.Value.String() })
+	*c = file
+	for name, value := range explicit {
+		if flag := f.Lookup(name); flag.Name != "config" {
+			if err := flag.Value.Set(value); err != nil {
+				return usagef("--%s: %w", name, err)
+			}
+		}
+	}
+	// A source on the command line takes the place of the file's.
+	_, kubeconfig := explicit["kubeconfig"]
+	_, manifests := explicit["manifests"]
+	switch {
+	case manifests && !kubeconfig:
+		c.Kubeconfig = ""
+	case kubeconfig && !manifests:
+		c.Manifests = ""
+	}
+	return nil
+}
