@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// janitor is a process that removes what the kernel does not remove by itself
+// (cgroups, mounts, directories) when its input ends: at the end of the test,
+// or when the test was killed.
+type janitor struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+}
+
+func startJanitor() (*janitor, error) {
+	cmd, in, _, err := again(roleJanitor, "janitor")
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout = nil
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start janitor: %w", err)
+	}
+	return &janitor{cmd: cmd, in: in}, nil
+}
+
+// The things a janitor removes, as the first word of a line to it.
+const (
+	removeCgroup = "cgroup"
+	removeMount  = "mount"
+	removeDir    = "dir"
+)
+
+// later makes the janitor remove path; what was told last goes first.
+func (j *janitor) later(kind, path string) error {
+	_, err := fmt.Fprintf(j.in, "%s %s\n", kind, path)
+	return err
+}
+
+// finish lets the janitor do its work and says what it could not do.
+func (j *janitor) finish() error {
+	j.in.Close()
+	if err := j.cmd.Wait(); err != nil {
+		return fmt.Errorf("janitor: %w (its complaints are on stderr)", err)
+	}
+	return nil
+}
+
+func runJanitor(in io.Reader) {
+	var jobs []string
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		jobs = append(jobs, lines.Text())
+	}
+	code := 0
+	for _, job := range slices.Backward(jobs) {
+		kind, path, _ := strings.Cut(job, " ")
+		if err := removeThing(kind, path); err != nil {
+			fmt.Fprintf(os.Stderr, "fairlead conformance: remove %s %s: %v\n", kind, path, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func removeThing(kind, path string) error {
+	switch kind {
+	case removeMount:
+		return unix.Unmount(path, unix.MNT_DETACH)
+	case removeDir:
+		return os.RemoveAll(path)
+	case removeCgroup:
+		return removeCgroupTree(path)
+	}
+	return errors.New("unknown kind")
+}
+
+// removeCgroupTree waits for the processes in it, which end by themselves.
+func removeCgroupTree(root string) error {
+	var dirs []string
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, dir := range slices.Backward(dirs) {
+		for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			if err = os.Remove(dir); err == nil || time.Now().After(deadline) {
+				break
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cgroup2Mount finds where cgroup2 is mounted, alone or beside version 1.
+func cgroup2Mount() (string, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", fmt.Errorf("find cgroup2: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		before, after, _ := strings.Cut(line, " - ")
+		fields := strings.Fields(before)
+		if strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" {
+			return fields[4], nil
+		}
+	}
+	return "", errors.New("find cgroup2: it is not mounted; mount -t cgroup2 none /sys/fs/cgroup/unified")
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"testing"
+	"time"
+)
+
+// Run puts a Dataplane through the table, one subtest ID/variant each, and
+// prints a line of how many passed, failed and did not apply.
+func Run(t *testing.T, target Target) {
+	RunCases(t, target, Cases())
+}
+
+// RunCases is Run with a table of the caller's.
+func RunCases(t *testing.T, target Target, cases []Case) {
+	checkTable(t, target, cases)
+	b := &bench{lab: newLab(t), target: target}
+	t.Cleanup(func() { b.close(t) })
+	if err := b.start(0); err != nil {
+		t.Fatal(err)
+	}
+	var sum summary
+	for _, c := range cases {
+		if reason, ok := target.Unsupported[c.ID]; ok {
+			sum.skip(c, reason)
+			t.Run(c.ID, func(t *testing.T) { t.Skip(reason) })
+			continue
+		}
+		t.Run(c.ID, func(t *testing.T) {
+			for _, v := range c.variants() {
+				ran := false
+				ok := t.Run(v.String(), func(t *testing.T) {
+					ran = true
+					b.play(t, c, v)
+				})
+				sum.count(c, v, ran, ok)
+			}
+		})
+	}
+	sum.print(target.Name)
+}
+
+// checkTable refuses a table or a Target that names cases wrongly.
+func checkTable(t *testing.T, target Target, cases []Case) {
+	t.Helper()
+	seen := map[string]bool{}
+	for _, c := range cases {
+		if c.ID == "" || c.Clause == "" || c.Steps == nil || seen[c.ID] {
+			t.Fatalf("case %q: an ID, used once, a Clause and Steps are needed", c.ID)
+		}
+		seen[c.ID] = true
+	}
+	for id, reason := range target.Unsupported {
+		if !seen[id] || reason == "" {
+			t.Fatalf("%s: Unsupported names %q: want a case of the table, with a reason", target.Name, id)
+		}
+	}
+}
+
+// bench is one lab with one Dataplane on it.
+type bench struct {
+	lab    *lab
+	target Target
+	agents [2]*agent
+	// numbers gives every Service its own addresses and ports.
+	numbers int
+	// patience is how long an answer may take, 0: answerWithin.
+	patience time.Duration
+}
+
+// start puts the Dataplane on a node, once.
+func (b *bench) start(node int) error {
+	if b.agents[node] != nil {
+		return nil
+	}
+	a, err := newAgent(b.target, b.lab.nodes[node])
+	b.agents[node] = a
+	return err
+}
+
+func (b *bench) close(t *testing.T) {
+	for _, a := range b.agents {
+		if a == nil {
+			continue
+		}
+		if err := a.close(); err != nil {
+			t.Errorf("close %s on %s: %v", b.target.Name, a.node.Name, err)
+		}
+	}
+}
+
+// play runs one variant of a case, and leaves no Service behind.
+func (b *bench) play(t reporter, c Case, v variant) {
+	s := &Story{t: t, bench: b, kase: c, variant: v, given: newObjects(), agents: b.agents[:1]}
+	if c.BothNodes {
+		if err := b.start(1); err != nil {
+			t.Fatal(err)
+		}
+		s.agents = b.agents[:]
+	}
+	start := time.Now()
+	defer func() {
+		s.checkDrift()
+		s.cleanUp()
+		if took := time.Since(start); took > time.Second {
+			t.Logf("took %v", took.Round(10*time.Millisecond))
+		}
+	}()
+	c.Steps(s)
+}
+
+// checkDrift lets the full check find what Apply should have done.
+func (s *Story) checkDrift() {
+	for _, a := range s.agents {
+		changed, err := a.sync()
+		if err != nil {
+			s.t.Errorf("%s: %v", s.kase.ID, err)
+		} else if changed != 0 {
+			s.t.Errorf("%s: after every Change was applied, a full Sync on %s still changed %d Frontends", s.kase.ID, a.node.Name, changed)
+		}
+	}
+}
+
+func (s *Story) cleanUp() {
+	for handle, m := range s.held {
+		_, _ = m.do(call{Op: opClose, Handle: handle})
+	}
+	for _, a := range s.agents {
+		if err := a.forget(s.given); err != nil {
+			s.t.Errorf("%s: remove all: %v", s.kase.ID, err)
+		}
+		if left := a.compiler.Table().Services; len(left) != 0 {
+			s.t.Errorf("%s: Services left in the Table of %s: %v", s.kase.ID, a.node.Name, slices.Collect(maps.Keys(left)))
+		}
+	}
+}
+
+// summary counts variants.
+type summary struct {
+	passed, failed, skipped int
+	failures                []string
+	reasons                 []string
+}
+
+func (s *summary) skip(c Case, reason string) {
+	s.skipped += len(c.variants())
+	s.reasons = append(s.reasons, fmt.Sprintf("  not applicable: %s: %s", c.ID, reason))
+}
+
+func (s *summary) count(c Case, v variant, ran, ok bool) {
+	switch {
+	case !ran: // -run left it out
+	case ok:
+		s.passed++
+	default:
+		s.failed++
+		s.failures = append(s.failures, fmt.Sprintf("  failed: %s/%s: %s", c.ID, v, c.Clause))
+	}
+}
+
+func (s *summary) print(name string) {
+	fmt.Fprintf(os.Stdout, "%s: %d passed, %d failed, %d not applicable\n", name, s.passed, s.failed, s.skipped)
+	for _, line := range slices.Concat(s.failures, s.reasons) {
+		fmt.Fprintln(os.Stdout, line)
+	}
+}
