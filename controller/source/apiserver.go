@@ -6,11 +6,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/http"
 	"sync"
 	"time"
 
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/rest"
 )
 
@@ -42,8 +40,7 @@ type APIServerOptions struct {
 // meanwhile is delivered as deleted after the reconnect.
 type APIServer struct {
 	name    string
-	log     *slog.Logger
-	http    *http.Client
+	conns   *conns
 	health  *health
 	streams []*stream
 	deliver delivery
@@ -81,8 +78,7 @@ func NewAPIServer(o APIServerOptions) (*APIServer, error) {
 	}
 	a := &APIServer{
 		name:   "apiserver " + clients.host,
-		log:    o.Logger,
-		http:   clients.http,
+		conns:  clients.conns,
 		health: newHealth(o.Logger.With("source", "apiserver "+clients.host), kinds),
 	}
 	a.deliver.unsynced = len(kinds)
@@ -114,7 +110,7 @@ func (a *APIServer) Run(ctx context.Context, h Handler) error {
 		wg.Go(func() { s.run(ctx) })
 	}
 	wg.Wait()
-	utilnet.CloseIdleConnectionsFor(a.http.Transport)
+	a.conns.close()
 	return nil
 }
 

@@ -62,7 +62,7 @@ func unwrapPath(err error) error {
 // restClients share one connection to the API server.
 type restClients struct {
 	host            string
-	http            *http.Client
+	conns           *conns
 	core, discovery groupClient
 }
 
@@ -92,6 +92,8 @@ func newRESTClients(config *rest.Config, userAgent string) (restClients, error) 
 	if c.Dial == nil {
 		c.Dial = dialer().DialContext
 	}
+	open := &conns{}
+	c.Dial = open.dialWith(c.Dial)
 	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return errorRecorder{next} })
 
 	host, _, err := rest.DefaultServerUrlFor(c)
@@ -112,7 +114,7 @@ func newRESTClients(config *rest.Config, userAgent string) (restClients, error) 
 		}
 		return groupClient{client, params}, nil
 	}
-	clients := restClients{host: host.String(), http: httpClient}
+	clients := restClients{host: host.String(), conns: open}
 	if clients.core, err = group("/api", corev1.SchemeGroupVersion); err != nil {
 		return restClients{}, err
 	}

@@ -28,7 +28,3 @@ func (t errorRecorder) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	return resp, err
 }
-
-// WrappedRoundTripper lets apimachinery find the http.Transport, to close its
-// idle connections.
-func (t errorRecorder) WrappedRoundTripper() http.RoundTripper { return t.next }
