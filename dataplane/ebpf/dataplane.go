@@ -49,48 +49,51 @@ var _ dataplane.Dataplane = (*Dataplane)(nil)
 // New loads the programs, adopts or creates the pinned maps, and attaches or
 // atomically replaces the programs. Until Sync the kernel goes on with what it
 // held. Close it to let go of its file descriptors.
-func New(ctx context.Context, o Options) (d *Dataplane, err error) {
-	o = o.withDefaults()
-	d = &Dataplane{options: o}
-	defer func() {
-		if err != nil {
-			d.Close()
-		}
-	}()
+func New(ctx context.Context, o Options) (*Dataplane, error) {
+	d := &Dataplane{options: o.withDefaults()}
+	if err := d.open(ctx); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Dataplane) open(ctx context.Context) (err error) {
+	o := d.options
 	if err := rlimit.RemoveMemlock(); err != nil { // only matters before 5.11
-		return nil, fmt.Errorf("raise the memlock limit: %w", err)
+		return fmt.Errorf("raise the memlock limit: %w", err)
 	}
 	if d.cpus, err = ebpf.PossibleCPU(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := prepareBPFFS(o); err != nil {
-		return nil, err
+		return err
 	}
 	spec, err := bpf.LoadFairlead()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	sizeMaps(spec, o)
 	var moved map[string]*ebpf.Map
 	if d.maps, moved, err = openMaps(spec, o.pinDir()); err != nil {
-		return nil, err
+		return err
 	}
 	if d.programs, err = loadPrograms(spec, d.maps); err != nil {
-		return nil, err
+		return err
 	}
 	if err := d.mapMemory(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := d.initSettings(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := publish(o.pinDir(), moved); err != nil {
-		return nil, err
+		return err
 	}
 	if err := attachSocketHooks(o, d.programs); err != nil {
-		return nil, err
+		return err
 	}
-	return d, d.start(ctx)
+	return d.start(ctx)
 }
 
 // start attaches the packet path and runs what goes on beside Apply.

@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+
+	"fairlead.dev/bpf"
+	"fairlead.dev/dataplane"
+)
+
+// drawService draws a Service with a few Frontends of every kind.
+func drawService(t *rapid.T, n int) *dataplane.Service {
+	pool := make([]dataplane.Backend, rapid.IntRange(0, 6).Draw(t, "backends"))
+	for i := range pool {
+		pool[i] = dataplane.Backend{
+			Address: netip.AddrFrom4([4]byte{10, 244, byte(rapid.IntRange(1, 2).Draw(t, "node")), byte(i + 1)}), Port: 8080,
+			State: dataplane.BackendState(rapid.IntRange(0, 1).Draw(t, "state")), Local: rapid.Bool().Draw(t, "local"),
+		}
+	}
+	slices.SortFunc(pool, dataplane.CompareBackends)
+	local := slices.DeleteFunc(slices.Clone(pool), func(b dataplane.Backend) bool { return !b.Local })
+	remote := slices.DeleteFunc(slices.Clone(pool), func(b dataplane.Backend) bool { return b.Local })
+	s := &dataplane.Service{Name: dataplane.ServiceName{Namespace: "default", Name: fmt.Sprintf("s%d", n)}}
+	for port := range rapid.IntRange(0, 3).Draw(t, "ports") {
+		f := dataplane.Frontend{
+			FrontendKey: dataplane.FrontendKey{Address: netip.AddrFrom4([4]byte{10, 96, 0, byte(n)}), Port: uint16(80 + port), Protocol: dataplane.TCP},
+			Kind:        dataplane.ClusterIP, PortName: fmt.Sprintf("p%d", rapid.IntRange(0, 2).Draw(t, "name")),
+			Internal: dataplane.BackendSet{Backends: pool}, External: dataplane.BackendSet{Backends: pool},
+			AffinitySeconds: uint32(rapid.SampledFrom([]int{0, 10800}).Draw(t, "affinity")), MasqueradeExternal: true,
+		}
+		s.Frontends = append(s.Frontends, f)
+		if rapid.Bool().Draw(t, "external") {
+			f.Kind, f.Address, f.MasqueradeExternal = dataplane.LoadBalancer, netip.AddrFrom4([4]byte{198, 51, 100, byte(n)}), false
+			f.External = dataplane.BackendSet{Backends: local, OnEmpty: dataplane.Drop}
+			f.SourceRanges = rapid.SampledFrom([][]netip.Prefix{nil, {netip.MustParsePrefix("192.0.2.0/24")}, {netip.MustParsePrefix("192.0.2.0/25"), netip.MustParsePrefix("203.0.113.7/32")}}).Draw(t, "ranges")
+			s.Frontends = append(s.Frontends, f)
+		}
+		if rapid.Bool().Draw(t, "hinted") {
+			f.Kind, f.Address, f.SourceRanges = dataplane.ExternalIP, netip.AddrFrom4([4]byte{203, 0, 113, byte(n)}), nil
+			f.Internal, f.Draining = dataplane.BackendSet{Backends: local}, remote
+			s.Frontends = append(s.Frontends, f)
+		}
+	}
+	return s
+}
+
+// statesAreExact checks that exactly the Backends of ranges are alive, each
+// eligible in exactly its sets.
+func statesAreExact(t interface{ Fatalf(string, ...any) }, d *Dataplane) {
+	want := map[uint32]uint16{}
+	for _, ports := range d.shadow.services {
+		for _, p := range ports {
+			for _, s := range p.sets {
+				for i, slot := range d.slots[s.base:s.end()] {
+					want[slot.Backend] |= 0
+					if i < int(s.eligible) {
+						want[slot.Backend] |= 1 << s.index
+					}
+				}
+			}
+		}
+	}
+	for i := range d.states {
+		sets, alive := want[uint32(i)]
+		if got := d.states[i]; (got.Generation&1 == 1) != alive || got.EligibleSets != sets {
+			t.Fatalf("backend_states[%d] is %+v; want alive %t, eligible in %b", i, got, alive, sets)
+		}
+	}
+}
+
+func TestKernelFollowsAnyChangeAndSurvivesAnyRestart(t *testing.T) {
+	l := newLab(t)
+	l.options.SlotsMax, l.options.ServicesMax = 512, 128
+	ctx := context.Background()
+	d, err := New(ctx, l.options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { d.Close() }()
+	rapid.Check(t, func(rt *rapid.T) {
+		tab := table()
+		if _, err := d.Sync(ctx, tab); err != nil { // what the run before left goes
+			rt.Fatal(err)
+		}
+		for range rapid.IntRange(1, 12).Draw(rt, "steps") {
+			c := dataplane.Change{Services: map[dataplane.ServiceName]*dataplane.Service{}}
+			for range rapid.IntRange(1, 3).Draw(rt, "services") {
+				n := rapid.IntRange(1, 5).Draw(rt, "service")
+				s := drawService(rt, n)
+				if rapid.IntRange(0, 3).Draw(rt, "remove") == 0 {
+					c.Services[s.Name] = nil
+				} else {
+					c.Services[s.Name] = s
+				}
+			}
+			maps.Copy(tab.Services, c.Services)
+			maps.DeleteFunc(tab.Services, func(_ dataplane.ServiceName, s *dataplane.Service) bool { return s == nil })
+			restart := rapid.IntRange(0, 40).Draw(rt, "restart")
+			if restart == 0 { // the agent dies before the Change, and finds it after its start
+				d.Close()
+				if d, err = New(ctx, l.options); err != nil {
+					rt.Fatal(err)
+				}
+				if _, err := d.Sync(ctx, tab); err != nil {
+					rt.Fatal(err)
+				}
+			} else if err := d.Apply(ctx, c); err != nil {
+				rt.Fatal(err)
+			}
+			l.holds(tab)
+			statesAreExact(rt, d)
+			if restart <= 8 {
+				if n, err := d.Sync(ctx, tab); n != 0 || err != nil {
+					rt.Fatalf("full check after Apply changed %d Frontends, error %v", n, err)
+				}
+				statesAreExact(rt, d)
+			}
+		}
+	})
+}
+
+func TestAgentKilledInTheMiddleOfAChangeIsMadeGoodAtItsStart(t *testing.T) {
+	l := newLab(t)
+	ctx := context.Background()
+	before := clusterIP("web", "10.96.0.10:80", dataplane.TCP, backends("10.244.1.1:80", "10.244.1.2:80")...)
+	after := clusterIP("web", "10.96.0.10:80", dataplane.TCP, backends("10.244.1.2:80", "10.244.1.3:80")...)
+	steps := map[string]func(d *Dataplane, ps []*plan){
+		"after the new range was written":     func(d *Dataplane, ps []*plan) { d.writeFresh(ps, nil) },
+		"after the Frontends were switched":   func(d *Dataplane, ps []*plan) { d.writeFresh(ps, nil); d.switchFrontends(ps, nil) },
+		"before anything was written":         func(*Dataplane, []*plan) {},
+		"after a Frontend of it went missing": func(d *Dataplane, ps []*plan) { d.maps["frontends"].Delete(&ps[0].new.frontends[0].key) },
+	}
+	for name, die := range steps {
+		t.Run(name, func(t *testing.T) {
+			d := l.open()
+			if _, err := d.Sync(ctx, table(before)); err != nil {
+				t.Fatal(err)
+			}
+			ps, _, err := d.planService(after, 100)
+			if err != nil {
+				t.Fatal(err)
+			}
+			die(d, ps)
+			d.Close()
+			d = l.open()
+			if _, err := d.Sync(ctx, table(after)); err != nil {
+				t.Fatal(err)
+			}
+			l.holds(table(after))
+			statesAreExact(t, d)
+			d.Close()
+		})
+	}
+}
+
+func TestDriftIsRepairedAndCounted(t *testing.T) {
+	l := newLab(t)
+	d := l.open()
+	ctx := context.Background()
+	tab := table(clusterIP("a", "10.96.0.1:80", dataplane.TCP, backends("10.244.1.1:80")...), clusterIP("b", "10.96.0.2:80", dataplane.TCP, backends("10.244.1.1:80")...))
+	if _, err := d.Sync(ctx, tab); err != nil {
+		t.Fatal(err)
+	}
+	key := encodeKey(dataplane.FrontendKey{Address: netip.MustParseAddr("10.96.0.1"), Port: 80, Protocol: dataplane.TCP})
+	foreign := encodeKey(dataplane.FrontendKey{Address: netip.MustParseAddr("10.96.0.99"), Port: 80, Protocol: dataplane.TCP})
+	if err := d.maps["frontends"].Delete(&key); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.maps["frontends"].Put(&foreign, &bpf.FairleadFrontend{Service: 12345, Kind: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := d.Sync(ctx, tab); n != 2 || err != nil {
+		t.Errorf("full check repaired %d Frontends, error %v; want 2: one missing, one foreign", n, err)
+	}
+	l.holds(tab)
+}
+
+func TestFullMapIsOneClearErrorAndTheRestIsInForce(t *testing.T) {
+	ctx := context.Background()
+	for _, tc := range []struct {
+		name string
+		size func(*Options)
+		want string
+	}{
+		{"frontends", func(o *Options) { o.FrontendsMax = 4 }, "map frontends is full (4 entries, 2 more wanted): raise --frontends-max"},
+		{"slots", func(o *Options) { o.SlotsMax = 5 }, "raise --slots-max"},
+		{"services", func(o *Options) { o.ServicesMax = 2 }, "map services is full (2 Service ports): raise --services-max"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l := newLab(t)
+			tc.size(&l.options)
+			d := l.open()
+			two := backends("10.244.1.1:80", "10.244.1.2:80")
+			good := table(clusterIP("a", "10.96.0.1:80", dataplane.TCP, two...), clusterIP("b", "10.96.0.2:80", dataplane.TCP, two...))
+			if _, err := d.Sync(ctx, good); err != nil {
+				t.Fatal(err)
+			}
+			more := clusterIP("c", "10.96.0.3:80", dataplane.TCP, two...)
+			changed := clusterIP("a", "10.96.0.1:80", dataplane.TCP, backends("10.244.1.9:80")...)
+			err := d.Apply(ctx, dataplane.Change{Services: map[dataplane.ServiceName]*dataplane.Service{more.Name: more}})
+			var ae *dataplane.ApplyError
+			if !errors.As(err, &ae) || len(ae.Failed) != 1 || !strings.Contains(ae.Failed[more.Name].Error(), tc.want) {
+				t.Fatalf("error %v\nwant one for default/c that says: %s", err, tc.want)
+			}
+			if err := d.Apply(ctx, dataplane.Change{Services: map[dataplane.ServiceName]*dataplane.Service{changed.Name: changed}}); err != nil {
+				t.Errorf("a change that fits: %v", err)
+			}
+			good.Services[changed.Name] = changed
+			l.holds(good)
+			statesAreExact(t, d)
+		})
+	}
+}
+
+func TestFrontendMovesBetweenServicesInOneChange(t *testing.T) {
+	l := newLab(t)
+	d := l.open()
+	ctx := context.Background()
+	a := clusterIP("a", "10.96.0.1:80", dataplane.TCP, backends("10.244.1.1:80")...)
+	b := clusterIP("b", "10.96.0.1:80", dataplane.TCP, backends("10.244.1.2:80")...)
+	if _, err := d.Sync(ctx, table(a)); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Apply(ctx, dataplane.Change{Services: map[dataplane.ServiceName]*dataplane.Service{a.Name: nil, b.Name: b}}); err != nil {
+		t.Fatal(err)
+	}
+	l.holds(table(b))
+}
+
+func TestMapsGrowToAnotherSizeAndKeepWhatTheyHold(t *testing.T) {
+	l := newLab(t)
+	ctx := context.Background()
+	l.options.SlotsMax, l.options.FrontendsMax, l.options.ConntrackMax = 64, 64, 1024
+	d := l.open()
+	tab := table(clusterIP("a", "10.96.0.1:80", dataplane.TCP, backends("10.244.1.1:80", "10.244.1.2:80")...))
+	if _, err := d.Sync(ctx, tab); err != nil {
+		t.Fatal(err)
+	}
+	flow := bpf.FairleadTuple{SourcePort: 1, Protocol: 6}
+	if err := d.maps["conntrack"].Put(&flow, &bpf.FairleadConntrackEntry{Service: 0, LastSeenSeconds: monotonicSeconds()}); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	l.options.SlotsMax, l.options.FrontendsMax, l.options.ConntrackMax = 128, 128, 4096
+	d = l.open()
+	l.holds(tab)
+	var e bpf.FairleadConntrackEntry
+	if err := d.maps["conntrack"].Lookup(&flow, &e); err != nil {
+		t.Errorf("the flow did not move to the larger map: %v", err)
+	}
+	if n, err := d.Sync(ctx, tab); n != 0 || err != nil {
+		t.Errorf("Sync after growing changed %d, error %v; want nothing to do", n, err)
+	}
+	d.Close()
+	l.options.SlotsMax = 64
+	if d, err := New(ctx, l.options); err == nil || !strings.Contains(err.Error(), "can grow but not shrink") {
+		if d != nil {
+			d.Close()
+		}
+		t.Errorf("a smaller slots map: error %v, want it refused", err)
+	}
+}
+
+func TestCleanupLeavesNothing(t *testing.T) {
+	l := newLab(t)
+	d := l.open()
+	if _, err := d.Sync(context.Background(), table(clusterIP("a", "10.96.0.1:80", dataplane.TCP))); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	removed, err := Cleanup(l.options)
+	if err != nil || len(removed) < len(pinnedMaps) {
+		t.Errorf("Cleanup removed %d pins, error %v", len(removed), err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(l.options.BPFFS, "fairlead*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	deadline := time.Now().Add(time.Second) // the kernel lets go of a link in the background
+	for {
+		_, err := dial("tcp4", "10.96.0.1:80")
+		if errors.Is(err, unix.ENETUNREACH) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("connect after Cleanup: %v, want no route; the socket hook still answers", err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if removed, err := Cleanup(l.options); err != nil || len(removed) != 0 {
+		t.Errorf("second Cleanup removed %v, error %v", removed, err)
+	}
+	if _, err := Read(l.options.BPFFS); err == nil || !strings.Contains(err.Error(), "nothing of fairlead is pinned") {
+		t.Errorf("Read after Cleanup: %v", err)
+	}
+}
+
+// tenThousand is a Table of n Services with m Backends each.
+func syntheticTable(n, m int) *dataplane.Table {
+	t := table()
+	for i := range n {
+		bs := make([]dataplane.Backend, m)
+		for k := range bs {
+			bs[k] = dataplane.Backend{Address: netip.AddrFrom4([4]byte{10, 128 + byte(k), byte(i >> 8), byte(i)}), Port: 8080}
+		}
+		set := dataplane.BackendSet{Backends: bs}
+		s := &dataplane.Service{Name: dataplane.ServiceName{Namespace: "load", Name: fmt.Sprintf("s%05d", i)}, Frontends: []dataplane.Frontend{{
+			FrontendKey: dataplane.FrontendKey{Address: netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), Port: 80, Protocol: dataplane.TCP},
+			Kind:        dataplane.ClusterIP, Internal: set, External: set, MasqueradeExternal: true,
+		}}}
+		t.Services[s.Name] = s
+	}
+	return t
+}
+
+func BenchmarkSyncTenThousandServices(b *testing.B) {
+	l := newLab(b)
+	tab := syntheticTable(10000, 10)
+	for b.Loop() {
+		d, err := New(context.Background(), l.options)
+		if err != nil {
+			b.Fatal(err)
+		}
+		start := time.Now()
+		if _, err := d.Sync(context.Background(), tab); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(time.Since(start).Microseconds())/1000, "ms/load")
+		start = time.Now()
+		if n, err := d.Sync(context.Background(), tab); n != 0 || err != nil {
+			b.Fatal(n, err)
+		}
+		b.ReportMetric(float64(time.Since(start).Microseconds())/1000, "ms/check")
+		d.Close()
+		if _, err := Cleanup(l.options); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkApplyOneChange(b *testing.B) {
+	for _, n := range []int{100, 1000, 10000} {
+		b.Run(fmt.Sprintf("services=%d", n), func(b *testing.B) {
+			l := newLab(b)
+			d, err := New(context.Background(), l.options)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer d.Close()
+			if _, err := d.Sync(context.Background(), syntheticTable(n, 10)); err != nil {
+				b.Fatal(err)
+			}
+			one, two := syntheticTable(1, 10), syntheticTable(1, 9)
+			changes := []dataplane.Change{{Services: one.Services}, {Services: two.Services}}
+			i := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := d.Apply(context.Background(), changes[i&1]); err != nil {
+					b.Fatal(err)
+				}
+				i++
+			}
+		})
+	}
+}
