@@ -81,7 +81,6 @@ func (c *Controller) OnSynced() {
 	select {
 	case <-c.synced:
 	default:
-		c.progress.start()
 		close(c.synced)
 	}
 }

@@ -57,7 +57,6 @@ func TestHealthFollowsWhatWaitsForTheKernel(t *testing.T) {
 	p.progress.queued(1, 0)
 	p.clock = p.clock.Add(2 * time.Minute)
 	p.expect("while the source is slow to deliver", 503, 200)
-	p.progress.start()
 	p.progress.taken()
 	p.progress.done(0)
 	p.expect("after the first Sync", 200, 200)
@@ -187,7 +186,7 @@ func TestHealthzOfAnAgentFollowsItsNode(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
 	leaving := node.DeepCopy()
 	leaving.DeletionTimestamp = &metav1.Time{Time: time.Now()}
-	a.source.do(func(h source.Handler) { h.OnNode("another", leaving); h.OnNode("n1", node) })
+	a.source.do(func(h source.Handler) { h.OnNode("n1", node); h.OnNode("another", leaving) })
 	if code, body := get(t, a.healthz, "/healthz"); code != 200 {
 		t.Errorf("healthz %d %s", code, body)
 	}

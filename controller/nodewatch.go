@@ -102,14 +102,6 @@ func (w *nodeWatch) run(ctx context.Context, last hostAddresses, changed func(ho
 			return
 		case <-rung:
 		}
-		// A burst is a few messages within some hundred microseconds.
-		if !sleep(ctx, time.Millisecond) {
-			return
-		}
-		select {
-		case <-rung:
-		default:
-		}
 		host, err := w.list()
 		if err != nil {
 			w.log.Warn("cannot read the node's addresses: keeping the last ones, trying again", "error", err)

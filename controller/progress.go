@@ -67,19 +67,12 @@ func (p *progress) done(failed int) {
 	p.failed = failed
 }
 
-// start forgets how long the initial objects have waited: until the Source has
-// delivered all of them, nobody is late.
-func (p *progress) start() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.waiting.since = p.now()
-}
-
 // condition is what the health servers answer.
 type condition struct {
 	now, lastUpdated time.Time
 	synced           bool
-	// stale: a change has waited for longer than the timeout.
+	// stale: a change has waited for longer than the timeout. Before the first
+	// Sync nothing is: the Source may still be delivering.
 	stale  bool
 	failed int
 }
