@@ -119,11 +119,14 @@ func comparePlaces(a, b unique.Handle[place]) int {
 // are in every set they could be in: a Dataplane uses them where no Active one
 // is (KEP-1669), and hints are about ready endpoints only.
 func (c *Compiler) assign(found []candidate) {
-	use := c.hinted(found)
+	use := c.heeded(found)
 	for i := range found {
 		x := &found[i]
 		p := x.where.Value()
-		if x.terminating || use(&p) {
+		switch {
+		case x.terminating, use == noHints,
+			use == nodeHints && hasHint(p.forNodes, c.node.name),
+			use == zoneHints && hasHint(p.forZones, c.node.zone):
 			x.in |= inCluster
 		}
 		if p.node == c.node.name && p.node != "" {
@@ -132,11 +135,19 @@ func (c *Compiler) assign(found []candidate) {
 	}
 }
 
-// hinted is the rule for which ready endpoints the Cluster policy uses here
-// (KEP-2433, KEP-3015): those hinted for this node, where every one has a node
-// hint and some name this node; else the same for its zone; else all.
-func (c *Compiler) hinted(found []candidate) func(*place) bool {
-	ready, nodeHints, zoneHints := 0, 0, 0
+// hints says which hints the Cluster policy heeds for one Service port.
+type hints uint8
+
+const (
+	noHints hints = iota
+	nodeHints
+	zoneHints
+)
+
+// heeded follows KEP-2433 and KEP-3015: node hints, where every ready endpoint
+// has one and some name this node; else the same for this node's zone.
+func (c *Compiler) heeded(found []candidate) hints {
+	ready, withNode, withZone := 0, 0, 0
 	forNode, forZone := false, false
 	for i := range found {
 		if found[i].terminating {
@@ -145,21 +156,21 @@ func (c *Compiler) hinted(found []candidate) func(*place) bool {
 		ready++
 		p := found[i].where.Value()
 		if p.forNodes != "" {
-			nodeHints++
+			withNode++
 			forNode = forNode || hasHint(p.forNodes, c.node.name)
 		}
 		if p.forZones != "" {
-			zoneHints++
+			withZone++
 			forZone = forZone || hasHint(p.forZones, c.node.zone)
 		}
 	}
 	switch {
-	case ready > 0 && nodeHints == ready && forNode:
-		return func(p *place) bool { return hasHint(p.forNodes, c.node.name) }
-	case ready > 0 && zoneHints == ready && forZone:
-		return func(p *place) bool { return hasHint(p.forZones, c.node.zone) }
+	case forNode && withNode == ready:
+		return nodeHints
+	case forZone && withZone == ready:
+		return zoneHints
 	}
-	return func(*place) bool { return true }
+	return noHints
 }
 
 func (c *Compiler) split(found []candidate) portSets {

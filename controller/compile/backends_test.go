@@ -256,6 +256,13 @@ func TestSlicesOfOneServiceAreJoined(t *testing.T) {
 	}
 }
 
+func TestSlicesThatDisagreeOnAPlaceGiveOneAnswerInAnyOrder(t *testing.T) {
+	a, b := eps(ep("10.244.1.1", here)), eps(ep("10.244.1.1"))
+	first, _ := compileWeb(svc(), a, b)
+	second, _ := compileWeb(svc(), b, a)
+	wantService(t, first, "web", render(second.Table().Services[name("web")])...)
+}
+
 func TestAnUnnamedPortMatchesTheSlicePortWithoutName(t *testing.T) {
 	for _, name := range []*string{nil, ptr("")} {
 		s := eps(ep("10.244.1.1"))

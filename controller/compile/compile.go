@@ -122,11 +122,11 @@ func New(o Options) *Compiler {
 		o.MaxFrontendsPerService = DefaultMaxFrontendsPerService
 	}
 	return &Compiler{
-		opts:   o,
-		owners: map[dataplane.ServiceName]*owner{},
-		slices: map[types.NamespacedName]*slice{},
-		claims:       newClaims(),
-		problems:     newProblems(),
+		opts:     o,
+		owners:   map[dataplane.ServiceName]*owner{},
+		slices:   map[types.NamespacedName]*slice{},
+		claims:   newClaims(),
+		problems: newProblems(),
 	}
 }
 

@@ -3,7 +3,6 @@
 package compile
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -105,13 +104,13 @@ func (w *wanter) pod(p *pod) {
 	}
 }
 
-// settle makes keys unique. One owner may want a key twice: as the address of
-// its load balancer and as externalIP, where the former wins because its
-// source ranges hold; or, against the API's rules, from two ports, where the
-// first port wins.
+// settle makes keys unique; of wants with one key the first that was added
+// stays. One owner may want a key twice: as the address of its load balancer
+// and as externalIP, where the former wins because its source ranges hold; or,
+// against the API's rules, from two ports, where the first port wins.
 func (w *wanter) settle() {
 	slices.SortStableFunc(w.out, func(a, b want) int {
-		return cmp.Or(a.FrontendKey.Compare(b.FrontendKey), cmp.Compare(precedence[a.kind], precedence[b.kind]))
+		return a.FrontendKey.Compare(b.FrontendKey)
 	})
 	kept := w.out[:0]
 	for _, x := range w.out {
@@ -128,5 +127,3 @@ func (w *wanter) settle() {
 		w.reasons = append(w.reasons, fmt.Sprintf("more than %d Frontends; %d are left out", w.limit, w.dropped))
 	}
 }
-
-var precedence = [...]int{dataplane.ClusterIP: 0, dataplane.NodePort: 1, dataplane.LoadBalancer: 2, dataplane.ExternalIP: 3, dataplane.HostPort: 4}
