@@ -128,7 +128,17 @@ var clusterIPCases = []Case{
 		},
 	},
 	{
-		ID: "clusterip-sctp", Clause: "SCTP Services are served, checksums intact",
+		ID: "clusterip-sctp", Clause: "SCTP Services are served",
+		Protocols: sctpOnly, Clients: []string{"client", "bypass"},
+		Steps: func(s *Story) {
+			web := s.service().to(on("a", "d")...)
+			web.Spec.Ports[0].Port = 8080
+			s.apply(web)
+			s.ask(web.atClusterIP()).reaches("a", "d")
+		},
+	},
+	{
+		ID: "clusterip-sctp-other-port", Clause: "SCTP Services with another target port are served, checksums intact",
 		Protocols: sctpOnly, Clients: []string{"client", "bypass"},
 		Steps: func(s *Story) {
 			web := s.service().to(on("a", "d")...)

@@ -33,6 +33,18 @@ var externalCases = []Case{
 		},
 	},
 	{
+		ID: "externalip-sctp", Clause: "SCTP Services are served beyond the cluster, masqueraded or not",
+		Protocols: sctpOnly, Clients: beyond,
+		Steps: func(s *Story) {
+			web := s.service().externalIP().nodePort().to(on("a", "d")...)
+			web.Spec.Ports[0].Port = 8080
+			s.apply(web)
+			s.ask(web.atExternal()).reaches("a", "d")
+			s.apply(web.externalLocal())
+			s.ask(web.atExternal()).reaches(s.localIfOutside("a", "d")...)
+		},
+	},
+	{
 		ID: "externalip-conflict", Clause: "of two Services that claim one address and port, the older has it; the other gets it afterwards",
 		Clients: []string{"client", "outside"},
 		Steps: func(s *Story) {

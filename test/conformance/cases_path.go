@@ -2,6 +2,8 @@
 
 package conformance
 
+import "net/netip"
+
 var pathCases = []Case{
 	{
 		ID: "path-fragments", Clause: "datagrams larger than the MTU pass in both directions",
@@ -58,6 +60,37 @@ var pathCases = []Case{
 		},
 	},
 	{
+		ID: "path-one-port-two-flows", Clause: "a client that used a Service may speak to its Backend directly from the same source port, and the reverse",
+		Clients: []string{"bypass", "outside", "pod2"},
+		Steps: func(s *Story) {
+			web := s.service().nodePort().externalLocal().to(on("a")...)
+			s.apply(web)
+			from := netip.AddrPortFrom(s.addressOf(s.client), uint16(39000+web.number))
+			service := func() { s.ask(s.entry(web)).from(from).with(once).reaches("a") }
+			direct := func() { s.ask(s.direct("a")).from(from).with(once).seenAs(from.Addr()).reaches("a") }
+			for range 2 {
+				service()
+				direct()
+			}
+		},
+	},
+	{
+		ID: "path-two-flows-at-once", Clause: "a connection through a Service and one to its Backend directly, from the same source port, are kept apart",
+		Clients: []string{"bypass", "outside", "pod2"},
+		Steps: func(s *Story) {
+			web := s.service().nodePort().externalLocal().to(on("a")...)
+			s.apply(web)
+			from := netip.AddrPortFrom(s.addressOf(s.client), uint16(39000+web.number))
+			// One socket each, both with the same address and port.
+			direct := s.ask(s.direct("a")).from(from).open()
+			service := s.ask(s.entry(web)).from(from).open()
+			for range 2 {
+				direct.stays()
+				service.stays()
+			}
+		},
+	},
+	{
 		ID: "path-not-a-service", Clause: "traffic between pods, nodes and clients that is for no Service passes as it was",
 		Clients: anywhere,
 		Steps: func(s *Story) {
@@ -72,3 +105,5 @@ var pathCases = []Case{
 		},
 	},
 }
+
+func once(r *request) { r.Times = 1 }

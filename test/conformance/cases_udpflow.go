@@ -2,7 +2,10 @@
 
 package conformance
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 var udpFlowCases = []Case{
 	{
@@ -65,7 +68,7 @@ var udpFlowCases = []Case{
 			s.apply(web)
 			h := s.ask(s.entry(web)).open()
 			s.apply(web.to())
-			o := h.again()
+			o := h.afterMove("a")
 			if o.Failure != refused && o.Failure != aborted || o.Elapsed > atOnce {
 				h.fail("an error at once on the connected socket", o.describe())
 			}
@@ -117,11 +120,22 @@ func (s *Story) bindAddress() netip.Addr {
 	return s.addressOf(s.client)
 }
 
-// movesTo expects the next datagram to be answered by a live Backend, or an
+// afterMove asks again until the removed Backend no longer answers.
+func (h *heldConnection) afterMove(removed string) outcome {
+	h.story.t.Helper()
+	for deadline := time.Now().Add(movedWithin); ; time.Sleep(time.Millisecond) {
+		o := h.again()
+		if o.Failure != "" || o.Backend != removed || time.Now().After(deadline) {
+			return o
+		}
+	}
+}
+
+// movesTo expects the next datagrams to be answered by a live Backend, or an
 // error at once after which a new socket is.
 func (h *heldConnection) movesTo(backend string) {
 	h.story.t.Helper()
-	o := h.again()
+	o := h.afterMove(h.backend)
 	switch {
 	case o.Failure == "" && o.Backend == backend:
 		return

@@ -101,8 +101,13 @@ const (
 	// a millisecond; machines are shared and noisy.
 	answerWithin = 2 * time.Second
 	// silentFor is how long nothing must come back where packets are dropped.
-	silentFor = 350 * time.Millisecond
+	// A hundred times what an answer takes; too short could only miss one.
+	silentFor = 150 * time.Millisecond
 	// atOnce bounds a refusal. A refusal that needs a retransmitted SYN takes
 	// a second, one that needs a timeout takes longer.
 	atOnce = 250 * time.Millisecond
+	// movedWithin is how long after a Change a socket that is connected to a
+	// removed Backend may still reach it: a Dataplane has to find it first, on
+	// a busy machine (6 to 46 ms were measured).
+	movedWithin = 500 * time.Millisecond
 )
