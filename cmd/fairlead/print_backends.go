@@ -27,49 +27,67 @@ type backendRow struct {
 	Frontends int `json:"frontends"`
 }
 
-// backendRows turns the dump around. rows are sorted as dataplane.SortRows has
-// them, so both scopes of a Frontend are neighbours.
+// backendRows turns the dump around, one Service port after the other. rows are
+// sorted as dataplane.SortRows has them, so the rows of a Service port are
+// neighbours, and in them both scopes of a Frontend.
 func backendRows(rows []dataplane.Row) []backendRow {
-	type key struct {
-		service, portName, protocol string
-		backend                     netip.AddrPort
+	var result []backendRow
+	var group portBackends
+	for len(rows) > 0 {
+		n := 1
+		for n < len(rows) && rows[n].Service == rows[0].Service && rows[n].PortName == rows[0].PortName {
+			n++
+		}
+		result = append(result, group.of(rows[:n])...)
+		rows = rows[n:]
 	}
-	type found struct {
-		row  backendRow
-		last dataplane.FrontendKey
+	return result
+}
+
+// portBackends collects the Backends of one Service port. It is used again for
+// the next one, as a large node has many.
+type portBackends struct {
+	index map[portBackend]int
+	rows  []backendRow
+	// last is the Frontend that was counted last, for each of rows.
+	last []netip.AddrPort
+}
+
+type portBackend struct {
+	protocol string
+	address  netip.AddrPort
+}
+
+// of gives the sorted Backends, in a slice that the next call overwrites.
+func (g *portBackends) of(rows []dataplane.Row) []backendRow {
+	if g.index == nil {
+		g.index = map[portBackend]int{}
 	}
-	index := map[key]int{}
-	var all []found
+	clear(g.index)
+	g.rows, g.last = g.rows[:0], g.last[:0]
 	for _, r := range rows {
-		// Protocols other than the three cannot be in a Table; they count as one.
-		protocol, _ := dataplane.ParseProtocol(r.Protocol)
-		frontend := dataplane.FrontendKey{Address: r.Address, Port: r.Port, Protocol: protocol}
+		frontend := netip.AddrPortFrom(r.Address, r.Port)
 		for _, b := range r.Backends {
-			k := key{r.Service, r.PortName, r.Protocol, netip.AddrPortFrom(b.Address, b.Port)}
-			i, ok := index[k]
+			k := portBackend{r.Protocol, netip.AddrPortFrom(b.Address, b.Port)}
+			i, ok := g.index[k]
 			if !ok {
-				i = len(all)
-				index[k] = i
-				all = append(all, found{row: backendRow{Service: r.Service, PortName: r.PortName, Protocol: r.Protocol,
-					Address: b.Address, Port: b.Port, State: b.State, Local: b.Local}})
+				i = len(g.rows)
+				g.index[k] = i
+				g.last = append(g.last, netip.AddrPort{})
+				g.rows = append(g.rows, backendRow{Service: r.Service, PortName: r.PortName, Protocol: r.Protocol,
+					Address: b.Address, Port: b.Port, State: b.State, Local: b.Local})
 			}
-			f := &all[i]
-			if f.last != frontend {
-				f.last = frontend
-				f.row.Frontends++
+			if g.last[i] != frontend {
+				g.last[i] = frontend
+				g.rows[i].Frontends++
 			}
-			f.row.Scopes = addScope(f.row.Scopes, r.Scope)
+			g.rows[i].Scopes = addScope(g.rows[i].Scopes, r.Scope)
 		}
 	}
-	result := make([]backendRow, len(all))
-	for i, f := range all {
-		result[i] = f.row
-	}
-	slices.SortFunc(result, func(a, b backendRow) int {
-		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.PortName, b.PortName), cmp.Compare(a.Protocol, b.Protocol),
-			cmp.Compare(a.State, b.State), a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port))
+	slices.SortFunc(g.rows, func(a, b backendRow) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.State, b.State), a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port))
 	})
-	return result
+	return g.rows
 }
 
 func addScope(scopes, scope string) string {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 )
 
@@ -116,6 +117,7 @@ func writeJSON(w *bufio.Writer, dataplane string, sections []section) error {
 }
 
 func writeYAML(w *bufio.Writer, dataplane string, sections []section) {
+	y := yamlWriter{w: w, keys: map[reflect.Type][]string{}}
 	w.WriteString("dataplane: ")
 	w.WriteString(yamlString(dataplane))
 	w.WriteByte('\n')
@@ -127,7 +129,7 @@ func writeYAML(w *bufio.Writer, dataplane string, sections []section) {
 		}
 		w.WriteString(":\n")
 		for i := range s.len() {
-			writeYAMLItem(w, s.row(i), "")
+			y.item(s.row(i), "")
 		}
 	}
 }

@@ -88,6 +88,9 @@ func checkRun(c *config.Configuration) error {
 	if c.Pods != "off" {
 		return fmt.Errorf("--pods %s is not built yet: use off, and the kubelet for Pods", c.Pods)
 	}
+	if c.Profiling {
+		return errors.New("--profiling is not built yet: leave it out")
+	}
 	return c.Complete()
 }
 

@@ -24,7 +24,7 @@ func addRunFlags(f *pflag.FlagSet, c *config.Configuration) {
 
 	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", c.MetricsBindAddress, "`IP:PORT` of /metrics; empty turns it off")
 	f.StringVar(&c.HealthzBindAddress, "healthz-bind-address", c.HealthzBindAddress, "`IP:PORT` of /healthz and /livez; empty turns it off")
-	f.BoolVar(&c.Profiling, "profiling", c.Profiling, "serve /debug/pprof/ on the metrics address")
+	f.BoolVar(&c.Profiling, "profiling", c.Profiling, "serve /debug/pprof/ on the metrics address (not built yet)")
 
 	f.StringVar(&c.CgroupRoot, "cgroup-root", c.CgroupRoot, "cgroup2 `DIR` whose processes get the socket hooks (default: the root of the cgroup2 mount)")
 	f.StringVar(&c.BPFFS, "bpffs", c.BPFFS, "`DIR` in a mounted bpffs; pins go into its directory fairlead")

@@ -38,7 +38,6 @@ func (d *document) kubeProxy(c *Configuration) ([]Warning, error) {
 
 	c.Kubeconfig = k.ClientConnection.Kubeconfig
 	c.NodeName = k.HostnameOverride
-	c.Profiling = k.EnableProfiling
 	if k.Logging.Format != "" {
 		c.LogFormat = k.Logging.Format
 	}

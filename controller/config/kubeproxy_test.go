@@ -47,11 +47,10 @@ func TestAKubeProxyConfigurationIsMapped(t *testing.T) {
 hostnameOverride: Node-A
 healthzBindAddress: 10.0.0.1
 metricsBindAddress: 0.0.0.0:9999
-enableProfiling: true
 logging: {format: json, verbosity: 4}
 `, func(c *Configuration) {
 			c.NodeName, c.HealthzBindAddress, c.MetricsBindAddress = "Node-A", "10.0.0.1:10256", "0.0.0.0:9999"
-			c.Profiling, c.LogFormat, c.V = true, "json", 4
+			c.LogFormat, c.V = "json", 4
 		}},
 		{"a server turned off with port 0", "metricsBindAddress: 127.0.0.1:0\n", func(c *Configuration) { c.MetricsBindAddress = "" }},
 		{"an IPv6 bindAddress moves the servers", `bindAddress: "fd00::1"`, func(c *Configuration) {
@@ -107,8 +106,9 @@ portRange: 1-2
 ipvs: {scheduler: wrr, strictARP: true}
 mode: ipvs
 featureGates: {A: true}
+enableProfiling: true
 iptables: {localhostNodePorts: false, masqueradeAll: true}
-`, []string{"featureGates", "mode", "iptables.masqueradeAll", "iptables.localhostNodePorts", "ipvs.scheduler", "ipvs.strictARP", "portRange"}},
+`, []string{"featureGates", "enableProfiling", "mode", "iptables.masqueradeAll", "iptables.localhostNodePorts", "ipvs.scheduler", "ipvs.strictARP", "portRange"}},
 		{"local traffic by interface", "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n",
 			[]string{"detectLocalMode", "detectLocal.bridgeInterface"}},
 		{"clusterCIDR beside NodeCIDR", "detectLocalMode: NodeCIDR\nclusterCIDR: 10.0.0.0/8\n", []string{"clusterCIDR"}},
