@@ -13,10 +13,11 @@
 #define HANDLED_TC_INDEX 0xfa1d
 
 enum route {
-	ROUTE_FORWARD, /* fib holds the next hop */
-	ROUTE_RESOLVE, /* fib holds the device; the neighbour is not known yet */
-	ROUTE_LOCAL,   /* this node's, or left to its stack */
-	ROUTE_TOO_BIG, /* fib holds the MTU */
+	ROUTE_FORWARD,	 /* fib holds the next hop */
+	ROUTE_RESOLVE,	 /* fib holds the device; the neighbour is not known yet */
+	ROUTE_LOCAL,	 /* this node's, or left to its stack */
+	ROUTE_LOCAL_VIA, /* as that; fib holds the device it must seem to enter by */
+	ROUTE_TOO_BIG,	 /* fib holds the MTU */
 	ROUTE_NONE,
 };
 
@@ -63,6 +64,31 @@ static __always_inline enum route find_route(struct __sk_buff *skb, struct scrat
 	}
 }
 
+/* An answer for the node itself bears the Service's address once translated,
+ * and strict reverse path filtering (RFC 3704) takes that only from the device
+ * that leads there: so it goes in by that one. */
+static __always_inline enum route find_way_in(struct __sk_buff *skb, struct scratch *s)
+{
+	struct bpf_fib_lookup *fib = &s->fib;
+
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->ifindex = skb->ifindex;
+	if (s->packet.ipv6) {
+		fib->family = AF_INET6;
+		__builtin_memcpy(fib->ipv6_src, s->entry.destination.word, 16);
+		__builtin_memcpy(fib->ipv6_dst, s->entry.source.word, 16);
+	} else {
+		fib->family = AF_INET;
+		fib->ipv4_src = s->entry.destination.word[3];
+		fib->ipv4_dst = s->entry.source.word[3];
+	}
+	if (bpf_fib_lookup(skb, fib, sizeof(*fib), 0) != BPF_FIB_LKUP_RET_SUCCESS || fib->ifindex == skb->ifindex)
+		return ROUTE_LOCAL;
+	/* What enters must be addressed to the device. */
+	__builtin_memcpy(fib->dmac, fib->smac, ETH_ALEN);
+	return ROUTE_LOCAL_VIA;
+}
+
 /* Sends a rewritten packet on. */
 static __always_inline int send_on(struct __sk_buff *skb, const struct scratch *s, enum route route)
 {
@@ -76,7 +102,7 @@ static __always_inline int send_on(struct __sk_buff *skb, const struct scratch *
 		return TC_ACT_SHOT;
 	__builtin_memcpy(eth->h_dest, s->fib.dmac, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, s->fib.smac, ETH_ALEN);
-	return bpf_redirect(s->fib.ifindex, 0);
+	return bpf_redirect(s->fib.ifindex, route == ROUTE_LOCAL_VIA ? BPF_F_INGRESS : 0);
 }
 
 #endif

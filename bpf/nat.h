@@ -7,6 +7,7 @@
 #include "conntrack.h"
 #include "csum.h"
 #include "scratch.h"
+#include "sctp.h"
 
 #define MASQUERADE_PORT_TRIES 32
 
@@ -85,7 +86,7 @@ static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p
 		    bpf_l4_csum_replace(skb, l4_checksum_offset(p), 0, csum_fold32(csum_replaced(old_ports, new_ports)),
 					flags))
 			return -1;
-	} else if (old_ports != new_ports && !p->later_fragment) {
+	} else if (old_ports != new_ports && !p->later_fragment && sctp_mend_checksum(skb, p, old_ports, new_ports)) {
 		return -1;
 	}
 	if (write_ip_header(skb, p, &e->source, &e->destination, address_diff, ttl_step))
@@ -109,10 +110,20 @@ static __always_inline bool is_same_flow(const struct conntrack_entry *e, const 
 	       address_equal(&e->source, &forward->destination) && address_equal(&e->destination, &forward->source);
 }
 
+/* The Backend's answers to a flow must not be taken for answers to a connection
+ * that the client made to the Backend directly, from the same port: such
+ * connections are in no table. So a flow leaves with a port that no client
+ * connects from by itself, unless it came with one of those, or with a
+ * privileged one, which means something to its server (NFS). */
+static __always_inline bool keeps_port(const struct node_settings *conf, __u16 port)
+{
+	return port < 1024 || (port >= conf->masquerade_port_min && port <= conf->masquerade_port_max);
+}
+
 /* Enters the reply's half of the flow that s->entry describes (its forward
  * tuple), choosing another source port while the wanted one is taken. 0 or a
  * drop reason + 1. */
-static __always_inline int enter_reply(struct scratch *s, const struct node_settings *conf, bool keep_port)
+static __always_inline int enter_reply(struct scratch *s, const struct node_settings *conf)
 {
 	const struct tuple *forward = &s->packet.tuple;
 	struct conntrack_entry reply = s->entry, *taken;
@@ -124,7 +135,7 @@ static __always_inline int enter_reply(struct scratch *s, const struct node_sett
 	reply.source_port = forward->destination_port;
 	reply.destination_port = forward->source_port;
 	reply.flags |= CONNTRACK_REPLY;
-	if (!keep_port)
+	if (!keeps_port(conf, bpf_ntohs(forward->source_port)))
 		s->entry.source_port = bpf_htons(next_port(conf, n));
 	for (int i = 0; i < MASQUERADE_PORT_TRIES; i++) {
 		conntrack_peer_key(&s->entry, forward->protocol, &s->key);

@@ -28,6 +28,8 @@ static __always_inline enum outcome translate(struct __sk_buff *skb, struct scra
 	if ((side == FROM_HOST && (s->entry.flags & CONNTRACK_REPLY)) || (side != FROM_HOST && p->ttl <= 1))
 		*route = ROUTE_LOCAL;
 	step_ttl = side != FROM_HOST && *route != ROUTE_LOCAL;
+	if (*route == ROUTE_LOCAL && side != FROM_HOST && (s->entry.flags & CONNTRACK_REPLY))
+		*route = find_way_in(skb, s);
 	s->reason = DROP_MALFORMED;
 	if (rewrite(skb, p, &s->entry, step_ttl))
 		return DROP_PACKET;
@@ -67,48 +69,60 @@ static __always_inline bool must_masquerade(const struct frontend *f, const stru
 	return !(c->flags & SLOT_LOCAL);
 }
 
-/* Fills s->entry with the forward half of a new flow and enters both halves.
- * 0 or a drop reason + 1. */
-static __always_inline int enter_flow(struct scratch *s, const struct frontend *f, enum side side, bool internal)
+/* Enters both halves of the flow that s->entry describes. 0 or a drop reason
+ * + 1. */
+static __always_inline int enter_flow(struct scratch *s, const struct node_settings *conf)
+{
+	int failed = enter_reply(s, conf);
+
+	if (failed)
+		return failed;
+	if (!bpf_map_update_elem(&conntrack, &s->packet.tuple, &s->entry, BPF_ANY))
+		return 0;
+	bpf_map_delete_elem(&conntrack, &s->key);
+	return DROP_CONNTRACK_FULL + 1;
+}
+
+/* Describes a new flow, to s->choice, in s->entry. */
+static __always_inline void describe_flow(struct scratch *s, __u32 service)
 {
 	const struct tuple *t = &s->packet.tuple;
-	struct node_settings *conf = get_settings();
 	struct conntrack_entry *e = &s->entry;
-	__u16 port = bpf_ntohs(t->source_port);
-	bool keep_port = true;
-	int failed;
 
-	if (!conf)
-		return DROP_NO_MASQUERADE_ADDRESS + 1;
 	__builtin_memset(e, 0, sizeof(*e));
 	e->source = t->source;
 	e->source_port = t->source_port;
 	e->destination = s->choice.address;
 	e->destination_port = s->choice.port;
-	e->service = f->service;
+	e->service = service;
 	e->backend = s->choice.backend;
 	e->generation = s->choice.generation;
 	e->last_seen_seconds = e->created_seconds = now_seconds();
+}
+
+/* A Frontend's new flow. 0 or a drop reason + 1. */
+static __always_inline int enter_service_flow(struct scratch *s, const struct frontend *f, enum side side,
+					      bool internal)
+{
+	struct node_settings *conf = get_settings();
+	struct conntrack_entry *e = &s->entry;
+	int failed;
+
+	if (!conf)
+		return DROP_NO_MASQUERADE_ADDRESS + 1;
+	describe_flow(s, f->service);
 	if (internal)
 		e->flags |= CONNTRACK_INTERNAL;
-	if (must_masquerade(f, t, &s->choice, side, internal)) {
+	if (must_masquerade(f, &s->packet.tuple, &s->choice, side, internal)) {
 		e->flags |= CONNTRACK_MASQUERADE;
 		e->source = s->packet.ipv6 ? conf->node_ipv6 : conf->node_ipv4;
 		if (address_is_zero(&e->source))
 			return DROP_NO_MASQUERADE_ADDRESS + 1;
-		/* SCTP's checksum covers the ports: keep them where possible. */
-		keep_port = t->protocol == IPPROTO_SCTP ||
-			    (port >= conf->masquerade_port_min && port <= conf->masquerade_port_max);
 	}
-	failed = enter_reply(s, conf, keep_port);
-	if (failed)
-		return failed;
-	if (bpf_map_update_elem(&conntrack, t, e, BPF_ANY)) {
-		bpf_map_delete_elem(&conntrack, &s->key);
-		return DROP_CONNTRACK_FULL + 1;
-	}
-	count_connection(f->service);
-	return 0;
+	failed = enter_flow(s, conf);
+	if (!failed)
+		count_connection(f->service);
+	return failed;
 }
 
 static __always_inline enum outcome begin_flow(struct scratch *s, const struct frontend *f, enum side side)
@@ -136,7 +150,43 @@ static __always_inline enum outcome begin_flow(struct scratch *s, const struct f
 		s->reason = DROP_NO_BACKENDS;
 		return REJECT_PACKET;
 	}
-	failed = enter_flow(s, f, side, internal);
+	failed = enter_service_flow(s, f, side, internal);
+	s->reason = failed - 1;
+	return failed ? DROP_PACKET : TRANSLATE;
+}
+
+/* A packet of no Service that begins a connection from a port which one of our
+ * flows to the same Backend has: the Backend could not tell them apart, nor
+ * could its answers be. It becomes a flow of its own, with another port, or
+ * takes the place of one that is over. */
+static __always_inline enum outcome keep_apart(struct scratch *s)
+{
+	const struct tuple *t = &s->packet.tuple;
+	struct node_settings *conf = get_settings();
+	struct conntrack_entry *taken;
+	int failed;
+
+	if (!conf || !keeps_port(conf, bpf_ntohs(t->source_port)))
+		return LEAVE;
+	s->key.source = t->destination;
+	s->key.destination = t->source;
+	s->key.source_port = t->destination_port;
+	s->key.destination_port = t->source_port;
+	s->key.protocol = t->protocol;
+	s->key.pad[0] = s->key.pad[1] = s->key.pad[2] = 0;
+	taken = bpf_map_lookup_elem(&conntrack, &s->key);
+	if (!taken || !(taken->flags & CONNTRACK_REPLY))
+		return LEAVE;
+	if (taken->flags & CONNTRACK_CLOSING && taken->flags & CONNTRACK_PEER_CLOSING) {
+		bpf_map_delete_elem(&conntrack, &s->key);
+		return LEAVE;
+	}
+	s->choice.address = t->destination;
+	s->choice.port = t->destination_port;
+	s->choice.backend = taken->backend;
+	s->choice.generation = taken->generation;
+	describe_flow(s, taken->service);
+	failed = enter_flow(s, conf);
 	s->reason = failed - 1;
 	return failed ? DROP_PACKET : TRANSLATE;
 }
@@ -152,7 +202,7 @@ static __always_inline enum outcome decide_new(struct scratch *s, enum side side
 	if (t->protocol == IPPROTO_TCP && (s->packet.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return LEAVE;
 	s->reason = DROP_UNKNOWN_PORT;
-	return is_cluster_ip(&t->destination) ? REJECT_PACKET : LEAVE;
+	return is_cluster_ip(&t->destination) ? REJECT_PACKET : keep_apart(s);
 }
 
 static __always_inline enum outcome decide(struct scratch *s, enum side side)

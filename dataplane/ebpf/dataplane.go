@@ -247,7 +247,7 @@ func (d *Dataplane) apply(c dataplane.Change) (changed int, err error) {
 	d.slotsUsed.Store(d.shadow.ranges.used)
 	if d.sweepWanted {
 		d.sweepWanted = false
-		d.sweeper.kick()
+		d.sweeper.now()
 	}
 	if len(failed) > 0 {
 		return changed, &dataplane.ApplyError{Failed: failed}

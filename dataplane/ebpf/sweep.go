@@ -22,7 +22,7 @@ import (
 type sweeper struct {
 	udp, tcp *link.Iter
 	log      *slog.Logger
-	wake     chan struct{}
+	wake     chan chan struct{}
 	netns    *ebpf.Map // netns_addresses
 }
 
@@ -31,7 +31,7 @@ type sweeper struct {
 const sweepAgain = time.Second
 
 func newSweeper(p *bpf.FairleadPrograms, netns *ebpf.Map, log *slog.Logger) (*sweeper, error) {
-	s := &sweeper{log: log, wake: make(chan struct{}, 1), netns: netns}
+	s := &sweeper{log: log, wake: make(chan chan struct{}), netns: netns}
 	var err error
 	if s.udp, err = link.AttachIter(link.IterOptions{Program: p.FairleadSweepUdp}); err != nil {
 		return nil, fmt.Errorf("attach UDP socket iterator: %w", err)
@@ -48,10 +48,23 @@ func (s *sweeper) close() {
 	s.tcp.Close()
 }
 
-func (s *sweeper) kick() {
+// sweepWait bounds how long a Change waits for its sweep, so that a host with
+// very many sockets is still programmed in time; the sweep itself goes on.
+const sweepWait = 100 * time.Millisecond
+
+// now sweeps once and returns when that is done or sweepWait is over.
+func (s *sweeper) now() {
+	bound := time.NewTimer(sweepWait)
+	defer bound.Stop()
+	done := make(chan struct{})
 	select {
-	case s.wake <- struct{}{}:
-	default:
+	case s.wake <- done:
+	case <-bound.C:
+		return
+	}
+	select {
+	case <-done:
+	case <-bound.C:
 	}
 }
 
@@ -68,9 +81,10 @@ func (s *sweeper) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-s.wake:
+		case done := <-s.wake:
 			again.Reset(sweepAgain)
 			s.sweep()
+			close(done)
 		case <-again.C:
 			s.sweep()
 		case <-learn.C:
