@@ -42,6 +42,8 @@ type packet struct {
 	rest             uint32 // second word of ICMP
 	quote            []byte // what an ICMP error is about, from its IP header on
 	raw              []byte // instead of everything after the IP header
+	frame            []byte // instead of everything after the Ethernet header
+	padding          int    // bytes after the IP packet
 	badChecksumDelta uint16 // makes the L4 checksum wrong by this much
 }
 
@@ -65,11 +67,14 @@ func (p packet) bytes() []byte {
 	} else {
 		b = append(b, 0x08, 0x00)
 	}
-	return append(b, l3...)
+	return append(append(b, l3...), make([]byte, p.padding)...)
 }
 
 // l3 is the packet from its IP header on.
 func (p packet) l3() []byte {
+	if p.frame != nil {
+		return p.frame
+	}
 	body := p.raw
 	if body == nil {
 		body = p.l4()

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf_test
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+)
+
+// TestHostilePackets has what no honest sender sends, and what must not happen
+// though it is sent.
+func TestHostilePackets(t *testing.T) {
+	claimed := func(s *state, w world) {
+		s.add(frontend{id: 1, address: w.vip, flags: frontendAnyPort}, w.both(w.pod, slotLocal, 0))
+	}
+	rawLength := func(in packet, n uint16) packet { // the frame's IP length field says n
+		b := in.l3()
+		if in.isIPv6() {
+			binary.BigEndian.PutUint16(b[4:], n-40)
+			return in.with(func(p *packet) { p.frame = b })
+		}
+		binary.BigEndian.PutUint16(b[2:], n)
+		b[10], b[11] = 0, 0
+		binary.BigEndian.PutUint16(b[10:], ^sum16(b[:20]))
+		return in.with(func(p *packet) { p.frame = b })
+	}
+	play(t, []fixture{
+		{
+			sentence: "a later TCP fragment is never answered: it has no TCP header to answer", protos: []uint8{tcp},
+			given: claimed,
+			steps: func(w world) []step {
+				in := w.first(w.vip, servicePort).data("a segment of no known flow, in two parts").with(func(p *packet) { p.df, p.id = false, 7 })
+				first, later := in.split(24)
+				answer := refused(in.with(func(p *packet) { p.payload = p.payload[:4] }))
+				return []step{answers(arriving, first, answer), discards(arriving, later)}
+			},
+		},
+		{
+			sentence: "a later fragment for a ClusterIP whose first part was not seen is not routed away",
+			given:    claimed,
+			steps: func(w world) []step {
+				_, later := w.first(w.vip, servicePort).with(func(p *packet) { p.df, p.id, p.payload = false, 7, make([]byte, 64) }).split(24)
+				return []step{discards(arriving, later)}
+			},
+			then: func(s *state, w world) { s.dropped("fragment", 1) },
+		},
+		{
+			sentence: "IPv6 with IPv4-mapped addresses is not IPv4", families: []string{"IPv4"}, // RFC 6890: never on the wire
+			given: claimed,
+			steps: func(w world) []step {
+				in := w.first(netip.AddrFrom16(w.vip.As16()), servicePort)
+				in.src = netip.AddrFrom16(w.client.As16())
+				return []step{leaves(arriving, in)}
+			},
+			then: func(s *state, w world) {
+				if n := s.conntrackCount(); n != 0 {
+					s.t.Errorf("%d conntrack entries", n)
+				}
+			},
+		},
+		{
+			sentence: "a frame addressed to another machine is left alone", // a bridge floods, a capture makes the device promiscuous
+			given:    claimed,
+			steps: func(w world) []step {
+				return []step{leaves(arriving, w.first(w.vip, servicePort).with(func(p *packet) { p.to = mac{2, 9, 9, 9, 9, 9} }))}
+			},
+		},
+		{
+			sentence: "an IP packet that says it is longer than its frame is left to the stack, which drops it",
+			given:    claimed,
+			steps: func(w world) []step {
+				in := w.first(w.vip, servicePort)
+				return []step{leaves(arriving, rawLength(in, uint16(len(in.l3())+1))), leaves(arriving, rawLength(in, 65535))}
+			},
+		},
+		{
+			sentence: "an IP packet that says it ends before its ports is left to the stack, which drops it",
+			given:    claimed,
+			steps: func(w world) []step {
+				in := w.first(w.vip, servicePort)
+				header := uint16(len(in.l3()) - len(in.l4()))
+				return []step{leaves(arriving, rawLength(in, header+3)), leaves(arriving, rawLength(in, header))}
+			},
+		},
+		{
+			sentence: "Ethernet padding is no part of the packet",
+			given:    claimed,
+			steps: func(w world) []step {
+				in := w.first(w.vip, servicePort).with(func(p *packet) { p.padding = 6 })
+				return []step{forwards(arriving, in, in.destination(w.pod, targetPort).toPod())}
+			},
+		},
+		{
+			sentence: "no answer goes to a source that is not one host's", // RFC 1122, 3.2.2; RFC 4443, 2.4 (e)
+			given: func(s *state, w world) {
+				s.add(frontend{id: 1, address: w.vip, port: servicePort, proto: w.proto})
+			},
+			protos: []uint8{udp, tcp},
+			steps: func(w world) (steps []step) {
+				for _, a := range map[string][]string{
+					"IPv4": {"0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"}, "IPv6": {"::", "::1", "ff02::1"},
+				}[w.family] {
+					steps = append(steps, leaves(arriving, w.first(w.vip, servicePort).source(addr(a), clientPort)))
+				}
+				return steps
+			},
+		},
+		{
+			sentence: "an ICMP error at the end of its life is left to the stack",
+			given: func(s *state, w world) {
+				sent := w.first(w.vip, servicePort)
+				out := sent.source(w.node, clientPort).destination(w.remote, targetPort)
+				s.putConntrack(flowOf(sent), flowOf(out), nil)
+				s.putConntrack(flowOf(out).reversed(), flowOf(sent).reversed(), func(e *entry) { e.Flags = flowReply })
+			},
+			steps: func(w world) []step {
+				sent := w.first(w.vip, servicePort)
+				out := sent.source(w.node, clientPort).destination(w.remote, targetPort)
+				e := w.errors()[0]
+				in, want := w.about(out, uint8(e[0]), uint8(e[1]), e[2]), w.about(sent, uint8(e[0]), uint8(e[1]), e[2])
+				in.ttl, want.ttl = 1, 1
+				want.quote = keepChecksum(want.quote, in.quote, w)
+				in.to, in.from = linkMAC[uplink], gatewayMAC
+				want.to, want.from = in.to, in.from
+				return []step{rewrites(arriving, in, want)}
+			},
+		},
+		{
+			sentence: "the node's own packet to a host network Backend does not leave the node",
+			given:    serves(node, slotLocal|slotHostNetwork, 0),
+			steps: func(w world) []step { return nil },
+			then: func(s *state, w world) {
+				v, out, err := s.run(leavingHost, w.fromTheNode(w.vip, servicePort).bytes())
+				s.must(err)
+				if v != redirect { // into a device's ingress, lo's perhaps
+					s.t.Errorf("%v: %q goes out on the wire", v, describe(out))
+				}
+			},
+		},
+		{
+			sentence: "later fragments follow the first where options come between the fragment header and UDP", families: []string{"IPv6"}, protos: []uint8{udp},
+			given: serves(pod, slotLocal, 0),
+			steps: func(w world) []step {
+				whole := w.first(w.vip, servicePort).with(func(p *packet) { p.payload = make([]byte, 64) })
+				cut := func(p packet) (a, b packet) {
+					options := optionsHeader(60, 1)
+					body := append(append([]byte{udp}, options.body...), p.l4()...)
+					a, b = p, p
+					a.proto, a.raw, a.extensions = 60, body[:24], []extension{fragmentHeader(5, 0, true)}
+					b.proto, b.raw, b.extensions = 60, body[24:], []extension{fragmentHeader(5, 24, false)}
+					return a, b
+				}
+				a, b := cut(whole)
+				c, d := cut(whole.destination(w.pod, targetPort).toPod())
+				return []step{forwards(arriving, a, c), forwards(arriving, b, d)}
+			},
+		},
+		{
+			sentence: "half an entry that was evicted does not let a flow into another's connection", protos: []uint8{tcp, udp},
+			given: func(s *state, w world) {
+				s.add(w.both(w.remote, 0, frontendMasqueradeExternal))
+				s.masqueradePorts(40000, 40001)
+				// other's flow has the tuple that client's flow had before the
+				// reply half of the latter was evicted.
+				mine, theirs := w.first(w.vip, servicePort), w.first(w.vip, servicePort).source(w.other, clientPort)
+				out := flow{w.node, w.remote, 40000, targetPort, w.proto}
+				id := s.backendID(1, backend{w.remote, targetPort, 0})
+				live := func(f uint8) func(*entry) {
+					return func(e *entry) { e.Service, e.Backend, e.Generation, e.Flags = 1, id, 1, f|flowMasquerade|flowSeenReply }
+				}
+				s.putConntrack(flowOf(mine), out, live(0))
+				s.putConntrack(flowOf(theirs), out, live(0))
+				s.putConntrack(out.reversed(), flowOf(theirs).reversed(), live(flowReply))
+			},
+			steps: func(w world) []step {
+				theirs := w.first(w.vip, servicePort).source(w.other, clientPort).data("x")
+				return []step{forwards(arriving, theirs, theirs.source(w.node, 40000).destination(w.remote, targetPort).toRemote())}
+			},
+			then: func(s *state, w world) {
+				mine := w.first(w.vip, servicePort).data("y")
+				_, out, err := s.run(arriving, mine.bytes())
+				s.must(err)
+				want := mine.source(w.node, 40000).destination(w.remote, targetPort).toRemote().bytes()
+				if string(out) == string(want) {
+					s.t.Errorf("a packet of one client went out as one of another's connection")
+				}
+			},
+		},
+	})
+}
