@@ -44,7 +44,7 @@ func (d *Directory) followPod(p *corev1.Pod) {
 		return
 	}
 	for key, s := range d.services {
-		if key.Namespace == p.Namespace && selects(s.selector, p.Labels) {
+		if key.Namespace == p.Namespace && s.selector.selects(p.Labels) {
 			d.pass.follow[key] = struct{}{}
 		}
 	}
@@ -78,9 +78,9 @@ func (d *Directory) followPods(key types.NamespacedName) {
 	if s == nil || d.refused[key] != "" {
 		return
 	}
-	want := map[string]uint64{}
+	var want map[string]uint64
 	if len(s.selector) > 0 && d.slices[key] == 0 && len(d.pods) > 0 {
-		d.deliverFollowing(key, s, want)
+		want = d.deliverFollowing(key, s)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.following)) {
 		if _, ok := want[name]; !ok {
@@ -90,15 +90,17 @@ func (d *Directory) followPods(key types.NamespacedName) {
 	s.following = want
 }
 
-func (d *Directory) deliverFollowing(key types.NamespacedName, s *service, want map[string]uint64) {
+// deliverFollowing gives the names of the slices, with hashes.
+func (d *Directory) deliverFollowing(key types.NamespacedName, s *service) map[string]uint64 {
 	pods := sortedPods(d.pods, key.Namespace, s.selector)
 	if len(pods) == 0 {
-		return
+		return nil
 	}
 	v := s.unpack()
 	if err := d.alloc.fillFamilies(v); err != nil {
-		return
+		return nil // fill said so
 	}
+	want := map[string]uint64{}
 	made := slicesOfPods(v, pods, d.o.NodeName)
 	for _, name := range slices.Sorted(maps.Keys(made)) {
 		h := d.hash(made[name])
@@ -107,4 +109,5 @@ func (d *Directory) deliverFollowing(key types.NamespacedName, s *service, want 
 		}
 		want[name] = h
 	}
+	return want
 }

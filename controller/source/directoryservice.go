@@ -18,7 +18,7 @@ type service struct {
 	// where something outside the manifest has a say: an allocation, or Pods.
 	packed   []byte
 	claim    claim
-	selector map[string]string
+	selector selector
 	// following are the EndpointSlices that were made of Pods, with the hash of
 	// what was delivered.
 	following map[string]uint64
@@ -50,7 +50,7 @@ func (d *Directory) putService(key types.NamespacedName, v *corev1.Service) {
 	}
 	s.packed, s.claim, s.selector = packed, now, nil
 	if v.Spec.Type != corev1.ServiceTypeExternalName {
-		s.selector = v.Spec.Selector
+		s.selector = selectorOf(v.Spec.Selector)
 	}
 	d.pass.fill[key] = struct{}{}
 	d.pass.follow[key] = struct{}{}

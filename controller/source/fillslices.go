@@ -116,24 +116,36 @@ func portsID(ports []discoveryv1.EndpointPort) string {
 	return fmt.Sprintf("%08x", h.Sum32())
 }
 
-// selects reports whether labels are what a Service's selector asks for.
-func selects(selector, labels map[string]string) bool {
-	if len(selector) == 0 {
-		return false
+// selector is a Service's selector, sorted by key. (A map of one entry takes
+// ten times the memory, and there are as many as there are Services.)
+type selector []label
+
+type label struct{ key, value string }
+
+func selectorOf(m map[string]string) selector {
+	s := make(selector, 0, len(m))
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		s = append(s, label{k, m[k]})
 	}
-	for k, v := range selector {
-		if have, ok := labels[k]; !ok || have != v {
+	return s
+}
+
+// selects reports whether labels are what is asked for; no selector asks for
+// none.
+func (s selector) selects(labels map[string]string) bool {
+	for _, l := range s {
+		if have, ok := labels[l.key]; !ok || have != l.value {
 			return false
 		}
 	}
-	return true
+	return len(s) > 0
 }
 
 // sortedPods gives the Pods of a namespace that a selector selects, by name.
-func sortedPods[K comparable](pods map[K]*corev1.Pod, namespace string, selector map[string]string) []*corev1.Pod {
+func sortedPods[K comparable](pods map[K]*corev1.Pod, namespace string, s selector) []*corev1.Pod {
 	return slices.SortedFunc(func(yield func(*corev1.Pod) bool) {
 		for p := range maps.Values(pods) {
-			if p.Namespace == namespace && selects(selector, p.Labels) && !yield(p) {
+			if p.Namespace == namespace && s.selects(p.Labels) && !yield(p) {
 				return
 			}
 		}
