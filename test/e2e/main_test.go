@@ -7,12 +7,12 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -55,12 +55,20 @@ func newCluster(t *testing.T) *cluster {
 		shared = cp
 		t.Logf("control plane ready after %v", time.Since(started).Round(time.Millisecond))
 	}
-	client, err := shared.Client()
+	c := newClusterIn(t, shared)
+	t.Cleanup(func() { c.clean(t) })
+	return c
+}
+
+// newClusterIn is newCluster for a control plane that ends with the test.
+func newClusterIn(t *testing.T, cp *controlplane.ControlPlane) *cluster {
+	t.Helper()
+	client, err := cp.Client()
 	if err != nil {
 		t.Fatal(err)
 	}
 	name := fmt.Sprintf("fairlead-%d", clusters.Add(1))
-	c := &cluster{ControlPlane: shared, client: client, namespace: name, node: name}
+	c := &cluster{ControlPlane: cp, client: client, namespace: name, node: name}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	if _, err := client.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -69,7 +77,6 @@ func newCluster(t *testing.T) *cluster {
 	if _, err := client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.clean(t) })
 	return c
 }
 
@@ -77,22 +84,16 @@ func newCluster(t *testing.T) *cluster {
 func (c *cluster) clean(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	services, err := c.client.CoreV1().Services(c.namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
+	// The typed client has no DeleteCollection for Services; the server does.
+	if err := c.client.CoreV1().RESTClient().Delete().Namespace(c.namespace).Resource("services").Do(ctx).Error(); err != nil {
 		t.Errorf("clean up: %v", err)
-		return
-	}
-	for _, s := range services.Items {
-		if err := c.client.CoreV1().Services(c.namespace).Delete(ctx, s.Name, metav1.DeleteOptions{}); err != nil {
-			t.Errorf("clean up: %v", err)
-		}
 	}
 	if err := c.client.DiscoveryV1().EndpointSlices(c.namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		t.Errorf("clean up: %v", err)
 	}
 	for _, name := range []string{c.node, c.node + "-other"} {
 		err := c.client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})
-		if err != nil && !strings.Contains(err.Error(), "not found") {
+		if err != nil && !apierrors.IsNotFound(err) {
 			t.Errorf("clean up: %v", err)
 		}
 	}

@@ -55,7 +55,7 @@ func TestMemoryAndTimeAtScale(t *testing.T) {
 	if err != nil {
 		t.Skip("set FAIRLEAD_E2E_SCALE to a number of Services; 10000 take five minutes to create")
 	}
-	c := newCluster(t)
+	c := newClusterIn(t, controlplane.Start(t))
 	c.fill(t, n)
 	config := c.RESTConfig(controlplane.AdminToken)
 	for round := range 3 {

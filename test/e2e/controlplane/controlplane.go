@@ -210,6 +210,7 @@ func (c *ControlPlane) StartAPIServer(ctx context.Context) error {
 		// No controllers: there would be no service account to mount.
 		"--disable-admission-plugins", "ServiceAccount",
 		"--profiling=false",
+		"--delete-collection-workers", "8",
 	}
 	c.apiserver, err = start(c.file("kube-apiserver.log"), path, append(args, c.options.APIServerArgs...)...)
 	if err != nil {
