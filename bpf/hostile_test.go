@@ -129,7 +129,7 @@ func TestHostilePackets(t *testing.T) {
 		{
 			sentence: "the node's own packet to a host network Backend does not leave the node",
 			given:    serves(node, slotLocal|slotHostNetwork, 0),
-			steps: func(w world) []step { return nil },
+			steps:    func(w world) []step { return nil },
 			then: func(s *state, w world) {
 				v, out, err := s.run(leavingHost, w.fromTheNode(w.vip, servicePort).bytes())
 				s.must(err)

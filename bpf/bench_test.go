@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf_test
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"fairlead.dev/bpf/bounce"
+)
+
+// BenchmarkNorthSouth prints nanoseconds per packet of the packet path beside
+// a program that only parses and bounces, from BPF_PROG_TEST_RUN. In each round
+// all take turns, and the median over the rounds is reported. x/bounce is the
+// ratio of what the test run reports; over-floor leaves out what an empty
+// program costs in both (the test run itself and putting the packet back).
+func BenchmarkNorthSouth(b *testing.B) {
+	s := newState(b)
+	var o bounce.BounceObjects
+	if err := bounce.LoadBounceObjects(&o, nil); err != nil {
+		b.Fatal(err)
+	}
+	defer o.Close()
+	s.masqueradePorts(1024, 65535)
+	w := worldOf("IPv4", tcp)
+	plain, remote, affine := w.both(w.pod, slotLocal, 0), w.both(w.remote, 0, frontendMasqueradeExternal), w.both(w.pod, slotLocal, 0)
+	remote.id, remote.port = 2, 81
+	affine.id, affine.port, affine.affinity = 3, 82, 3600
+	s.add(plain, remote, affine)
+	first := w.first(w.vip, servicePort)
+	there := first.destination(w.pod, targetPort).toPod()
+	away := w.first(w.vip, 81)
+	s.play(forwards(arriving, first, there), forwards(arriving, away, away.source(w.node, clientPort).destination(w.remote, targetPort).toRemote()))
+
+	up, down := s.program(fromUplink), s.program(fromPod)
+	cases := []*measurement{
+		{name: "floor", program: o.Nothing, at: arriving, in: first.data("")},
+		{name: "bounce", program: o.Bounce, at: arriving, in: first.data("")},
+		{name: "forward", program: up, at: arriving, in: first.data("")},
+		{name: "forward-masq", program: up, at: arriving, in: away.data("")},
+		{name: "reply", program: down, at: leavingPod, in: there.reply().flagged(ack)},
+		{name: "not-ours", program: up, at: arriving, in: w.first(w.node, 22).data("")},
+		{name: "new", program: up, at: arriving, in: first, fresh: true},
+		{name: "new-affinity", program: up, at: arriving, in: w.first(w.vip, 82), fresh: true},
+	}
+	for b.Loop() {
+		for _, c := range cases {
+			c.round(s, &o)
+		}
+	}
+	floor, base := cases[0].median(), cases[1].median()
+	b.ReportMetric(0, "ns/op")
+	for _, c := range cases {
+		b.ReportMetric(c.median(), c.name+"-ns/packet")
+		if c != cases[0] && c != cases[1] {
+			b.ReportMetric(c.median()/base, c.name+"-x/bounce")
+		}
+	}
+	b.Logf("%-14s %9s %9s %11s  (%d rounds)", "", "ns/packet", "x bounce", "over floor", len(cases[0].rounds))
+	for _, c := range cases {
+		b.Logf("%-14s %9.1f %9.2f %11.1f", c.name, c.median(), c.median()/base, c.median()-floor)
+	}
+}
+
+// measurement is one program with one packet, measured over and over.
+type measurement struct {
+	name    string
+	program *ebpf.Program
+	at      hook
+	in      packet
+	fresh   bool // every packet begins a flow
+	rounds  []float64
+}
+
+func (m *measurement) median() float64 {
+	slices.Sort(m.rounds)
+	return m.rounds[len(m.rounds)/2]
+}
+
+func (m *measurement) round(s *state, o *bounce.BounceObjects) {
+	s.t.Helper()
+	frame := m.in.bytes()
+	start := bounce.BounceFresh{}
+	copy(start.Header[:], frame[:54])
+	repeat := uint32(100_000)
+	if m.fresh {
+		start.VaryPort, repeat = 1, 20_000 // fewer than conntrack holds
+		s.must(clearMap(s.objects.Conntrack))
+	}
+	s.must(o.FreshPacket.Put(uint32(0), start))
+	s.must(o.Measured.Put(uint32(0), m.program))
+	var took time.Duration
+	var code uint32
+	var err error
+	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, 256), Repeat: repeat, Context: skBuff{Ifindex: uint32(s.index[m.at.device])}}
+	s.in(func() {
+		began := time.Now()
+		code, err = o.Begin.Run(&opts)
+		took = time.Since(began)
+	})
+	s.must(err)
+	if want := m.want(); verdict(code) != want {
+		s.t.Fatalf("%s: %v, want %v: %q", m.name, verdict(code), want, describe(opts.DataOut))
+	}
+	m.rounds = append(m.rounds, float64(took.Nanoseconds())/float64(repeat))
+	if m.fresh { // the flow of the other cases comes back
+		w := worldOf("IPv4", tcp)
+		s.must(clearMap(s.objects.Conntrack))
+		for _, p := range []packet{w.first(w.vip, servicePort), w.first(w.vip, 81)} {
+			if _, _, err := s.run(arriving, p.bytes()); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+	}
+}
+
+func (m *measurement) want() verdict {
+	if m.name == "floor" || m.name == "not-ours" {
+		return stack
+	}
+	return redirect
+}

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bounce holds what the packet path's speed is measured against: a
+// program that only parses and sends back, and one that gives either program
+// the same fresh packet in each round of a test run. The agent never loads it.
+package bounce
+
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -go-package bounce -target bpfel,bpfeb -type fresh Bounce bounce.c -- -O2 -g -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
