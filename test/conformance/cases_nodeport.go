@@ -120,7 +120,7 @@ var nodePortCases = []Case{
 		Steps: func(s *Story) {
 			web := s.service().nodePort().to(on("a")...)
 			s.apply(web)
-			port := uint16(41000 + web.number)
+			port := s.freshPort().Port()
 			var held []*heldConnection
 			for _, who := range []string{"outside", "outside2", "far"} {
 				from := netip.AddrPortFrom(s.addressOf(who), port)

@@ -2,8 +2,6 @@
 
 package conformance
 
-import "net/netip"
-
 var pathCases = []Case{
 	{
 		ID: "path-fragments", Clause: "datagrams larger than the MTU pass in both directions",
@@ -65,7 +63,7 @@ var pathCases = []Case{
 		Steps: func(s *Story) {
 			web := s.service().nodePort().externalLocal().to(on("a")...)
 			s.apply(web)
-			from := netip.AddrPortFrom(s.addressOf(s.client), uint16(39000+web.number))
+			from := s.freshPort()
 			service := func() { s.ask(s.entry(web)).from(from).with(once).reaches("a") }
 			direct := func() { s.ask(s.direct("a")).from(from).with(once).seenAs(from.Addr()).reaches("a") }
 			for range 2 {
@@ -77,18 +75,12 @@ var pathCases = []Case{
 	{
 		ID: "path-two-flows-at-once", Clause: "a connection through a Service and one to its Backend directly, from the same source port, are kept apart",
 		Clients: []string{"bypass", "outside", "pod2"},
-		Steps: func(s *Story) {
-			web := s.service().nodePort().externalLocal().to(on("a")...)
-			s.apply(web)
-			from := netip.AddrPortFrom(s.addressOf(s.client), uint16(39000+web.number))
-			// One socket each, both with the same address and port.
-			direct := s.ask(s.direct("a")).from(from).open()
-			service := s.ask(s.entry(web)).from(from).open()
-			for range 2 {
-				direct.stays()
-				service.stays()
-			}
-		},
+		Steps:   func(s *Story) { s.twoFlows(netip.AddrPortFrom(s.addressOf(s.client), ephemeralPort)) },
+	},
+	{
+		ID: "path-two-flows-chosen-port", Clause: "the same where the client chose its source port itself, below those the kernel chooses",
+		Clients: []string{"bypass", "outside", "pod2"},
+		Steps:   func(s *Story) { s.twoFlows(s.freshPort()) },
 	},
 	{
 		ID: "path-not-a-service", Clause: "traffic between pods, nodes and clients that is for no Service passes as it was",
@@ -107,3 +99,20 @@ var pathCases = []Case{
 }
 
 func once(r *request) { r.Times = 1 }
+
+// ephemeralPort is one that the kernel may choose for a client.
+const ephemeralPort = 60999
+
+// twoFlows holds a connection to a Backend and one through its Service, both
+// from one address and port.
+func (s *Story) twoFlows(from netip.AddrPort) {
+	s.t.Helper()
+	web := s.service().nodePort().externalLocal().to(on("a")...)
+	s.apply(web)
+	direct := s.ask(s.direct("a")).from(from).open()
+	service := s.ask(s.entry(web)).from(from).open()
+	for range 2 {
+		direct.stays()
+		service.stays()
+	}
+}

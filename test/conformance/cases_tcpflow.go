@@ -3,7 +3,6 @@
 package conformance
 
 import (
-	"net/netip"
 	"time"
 )
 
@@ -57,7 +56,7 @@ var tcpFlowCases = []Case{
 		Steps: func(s *Story) {
 			web := s.service().nodePort().to(on("a", "d")...)
 			s.apply(web)
-			from := netip.AddrPortFrom(s.addressOf(s.client), uint16(38000+web.number))
+			from := s.freshPort()
 			for range 8 {
 				s.ask(s.entry(web)).from(from).reachesOneOf("a", "d")
 			}

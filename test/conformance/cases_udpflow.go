@@ -51,7 +51,7 @@ var udpFlowCases = []Case{
 		Protocols: udpOnly, Clients: anywhere,
 		Steps: func(s *Story) {
 			web := s.service().nodePort()
-			from := netip.AddrPortFrom(s.bindAddress(), uint16(43000+web.number))
+			from := s.freshPort()
 			for _, backend := range []string{"a", "d", "b", "a"} {
 				s.apply(web.to(on(backend)...))
 				q := s.ask(s.entry(web)).from(from)
@@ -85,7 +85,7 @@ var udpFlowCases = []Case{
 		Protocols: udpOnly, Clients: anywhere,
 		Steps: func(s *Story) {
 			web := s.service().nodePort()
-			from := netip.AddrPortFrom(s.bindAddress(), uint16(46000+web.number))
+			from := s.freshPort()
 			s.apply(web)
 			s.ask(s.entry(web)).from(from).refusedAtOnce()
 			s.apply(web.to(on("d")...))

@@ -157,8 +157,9 @@ func (w *worker) open(r request) (*connection, outcome) {
 	if err != nil {
 		return nil, failure(err, start)
 	}
+	again := conn.retransmits()
 	o := conn.ask(r)
-	o.Elapsed = time.Since(start)
+	o.Elapsed, o.SYNsAgain = time.Since(start), again
 	return conn, o
 }
 
@@ -340,6 +341,22 @@ func (c *connection) exchangeDatagrams(u *net.UDPConn, datagram []byte, r reques
 	}
 	o.Corrupt = o.Sum != crc32.ChecksumIEEE(datagram) || r.ReplySize > 0 && (n != r.ReplySize || !bytes.Equal(padding, pattern(len(padding))))
 	return o, nil
+}
+
+// retransmits counts the segments that TCP sent again so far.
+func (c *connection) retransmits() (n int) {
+	t, ok := c.Conn.(*net.TCPConn)
+	if !ok {
+		return 0
+	}
+	if raw, err := t.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+				n = int(info.Total_retrans)
+			}
+		})
+	}
+	return n
 }
 
 // peer asks the kernel, not what package net remembers.

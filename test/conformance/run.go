@@ -70,6 +70,8 @@ type bench struct {
 	agents [2]*agent
 	// numbers gives every Service its own addresses and ports.
 	numbers int
+	// ports counts the source ports that were chosen.
+	ports int
 	// patience is how long an answer may take, 0: answerWithin.
 	patience time.Duration
 }

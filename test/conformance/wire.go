@@ -57,7 +57,9 @@ type outcome struct {
 	Peer, Source, Self netip.AddrPort
 	// Corrupt: payload arrived changed.
 	Corrupt bool
-	Elapsed time.Duration
+	// SYNsAgain counts SYNs that were sent again, a second after the first.
+	SYNsAgain int
+	Elapsed   time.Duration
 }
 
 // The values of outcome.Failure.
@@ -101,8 +103,8 @@ const (
 	// a millisecond; machines are shared and noisy.
 	answerWithin = 2 * time.Second
 	// silentFor is how long nothing must come back where packets are dropped.
-	// A hundred times what an answer takes; too short could only miss one.
-	silentFor = 150 * time.Millisecond
+	// Many times what an answer takes; too short could only miss one.
+	silentFor = 75 * time.Millisecond
 	// atOnce bounds a refusal. A refusal that needs a retransmitted SYN takes
 	// a second, one that needs a timeout takes longer.
 	atOnce = 250 * time.Millisecond
