@@ -2,6 +2,8 @@
 
 package conformance
 
+import "net/netip"
+
 var pathCases = []Case{
 	{
 		ID: "path-fragments", Clause: "datagrams larger than the MTU pass in both directions",
