@@ -153,7 +153,7 @@ func (w *worker) open(r request) (*connection, outcome) {
 	if r.Protocol == "SCTP" {
 		return nil, askSCTP(r)
 	}
-	conn, err := dial(r)
+	conn, err := w.dial(r)
 	if err != nil {
 		return nil, failure(err, start)
 	}
@@ -163,7 +163,32 @@ func (w *worker) open(r request) (*connection, outcome) {
 	return conn, o
 }
 
-func dial(r request) (*connection, error) {
+// The source ports that Linux chooses from, unless told otherwise.
+const firstPort, lastPort = 32768, 60999
+
+// dial gives each UDP socket a source port that none had for as long as
+// possible: the kernel's choice is random, and a flow of before that may go on
+// would take a new socket for its own.
+func (w *worker) dial(r request) (*connection, error) {
+	if r.Protocol != "UDP" || r.Mapped || r.From.Port() != 0 {
+		return dialFrom(r)
+	}
+	at := r.From.Addr()
+	if !at.IsValid() && r.To.Addr().Is6() {
+		at = netip.IPv6Unspecified()
+	} else if !at.IsValid() {
+		at = netip.IPv4Unspecified()
+	}
+	for {
+		r.From = netip.AddrPortFrom(at, uint16(firstPort+w.ports.Add(1)%(lastPort-firstPort+1)))
+		c, err := dialFrom(r)
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return c, err
+		}
+	}
+}
+
+func dialFrom(r request) (*connection, error) {
 	network := strings.ToLower(r.Protocol)
 	to := r.To
 	if r.Mapped {
@@ -251,7 +276,7 @@ const (
 func control(c syscall.RawConn, r request) error {
 	var err error
 	controlErr := c.Control(func(fd uintptr) {
-		if r.From.IsValid() {
+		if r.From.IsValid() && r.Reuse {
 			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 		}
 		switch r.Options {

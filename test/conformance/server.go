@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync/atomic"
 )
 
 // question is what a client sends: a line of JSON, then payload or padding.
@@ -25,6 +26,8 @@ type question struct {
 type worker struct {
 	name string
 	held connections
+	// ports counts the source ports that datagrams had.
+	ports atomic.Uint32
 }
 
 func (w *worker) serve(at []netip.AddrPort) error {

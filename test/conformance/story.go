@@ -134,7 +134,7 @@ func (s *Story) ask(to netip.AddrPort) *asking {
 func (a *asking) by(who string) *asking         { a.who = who; return a }
 func (a *asking) over(protocol string) *asking  { a.r.Protocol = protocol; return a }
 func (a *asking) times(n int) *asking           { a.r.Times, a.r.Parallel = n, 8; return a }
-func (a *asking) from(p netip.AddrPort) *asking { a.r.From = p; return a }
+func (a *asking) from(p netip.AddrPort) *asking { a.r.From, a.r.Reuse = p, true; return a }
 
 // with changes the request.
 func (a *asking) with(f func(*request)) *asking { f(&a.r); return a }
@@ -274,7 +274,7 @@ func (a *asking) dropped() {
 	a.r.Timeout = silentFor
 	if !a.r.From.IsValid() {
 		// What passed before may go on: not with a port of its flows.
-		a.r.From = a.story.freshPort()
+		a.from(a.story.freshPort())
 	}
 	for _, o := range a.do() {
 		if o.Failure != timedOut {

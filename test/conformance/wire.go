@@ -14,6 +14,8 @@ type request struct {
 	To       netip.AddrPort
 	// From is bound before connecting; the zero value lets the kernel choose.
 	From netip.AddrPort
+	// Reuse allows several sockets with one From.
+	Reuse bool
 	// Unconnected sends a datagram with sendto instead of connect and send.
 	Unconnected bool
 	// Mapped uses an IPv6 socket and the IPv4-mapped form of To.
