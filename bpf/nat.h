@@ -113,9 +113,15 @@ static __always_inline bool is_same_flow(const struct conntrack_entry *e, const 
 /* The Backend's answers to a flow must not be taken for answers to a connection
  * that the client made to the Backend directly, from the same port: such
  * connections are in no table. So a flow leaves with a port that no client
- * connects from by itself, unless it came with one of those, or with a
- * privileged one, which means something to its server (NFS). */
-static __always_inline bool keeps_port(const struct node_settings *conf, __u16 port)
+ * connects from by itself. Only a privileged port stays: it means something to
+ * its server (NFS). */
+static __always_inline bool keeps_port(__u16 port)
+{
+	return port < 1024;
+}
+
+/* Whether a client's own port may be that of one of our flows. */
+static __always_inline bool is_flow_port(const struct node_settings *conf, __u16 port)
 {
 	return port < 1024 || (port >= conf->masquerade_port_min && port <= conf->masquerade_port_max);
 }
@@ -135,7 +141,7 @@ static __always_inline int enter_reply(struct scratch *s, const struct node_sett
 	reply.source_port = forward->destination_port;
 	reply.destination_port = forward->source_port;
 	reply.flags |= CONNTRACK_REPLY;
-	if (!keeps_port(conf, bpf_ntohs(forward->source_port)))
+	if (!keeps_port(bpf_ntohs(forward->source_port)))
 		s->entry.source_port = bpf_htons(next_port(conf, n));
 	for (int i = 0; i < MASQUERADE_PORT_TRIES; i++) {
 		conntrack_peer_key(&s->entry, forward->protocol, &s->key);

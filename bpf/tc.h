@@ -166,7 +166,7 @@ static __always_inline enum outcome keep_apart(struct scratch *s)
 	struct conntrack_entry *taken;
 	int failed;
 
-	if (!conf || !keeps_port(conf, bpf_ntohs(t->source_port)))
+	if (!conf || !is_flow_port(conf, bpf_ntohs(t->source_port)))
 		return LEAVE;
 	s->key.source = t->destination;
 	s->key.destination = t->source;
