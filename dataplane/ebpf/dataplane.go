@@ -130,13 +130,13 @@ func prepareBPFFS(o Options) error {
 }
 
 func (d *Dataplane) mapMemory() error {
-	slots, err := mapArray(d.maps["slots"])
+	slots, err := mapArray(d.maps["slots"], unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {
 		return err
 	}
 	d.mapped = append(d.mapped, slots)
 	d.slots = sliceOf[bpf.FairleadSlot](slots, d.options.SlotsMax)
-	states, err := mapArray(d.maps["backend_states"])
+	states, err := mapArray(d.maps["backend_states"], unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {
 		return err
 	}
@@ -145,10 +145,11 @@ func (d *Dataplane) mapMemory() error {
 	return nil
 }
 
-func mapArray(m *ebpf.Map) ([]byte, error) {
+// mapArray maps an array map into memory, with PROT_ flags.
+func mapArray(m *ebpf.Map, protection int) ([]byte, error) {
 	page := os.Getpagesize()
 	size := (int(m.ValueSize())*int(m.MaxEntries()) + page - 1) / page * page
-	mem, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := unix.Mmap(m.FD(), 0, size, protection, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map %s into memory: %w", m, err)
 	}

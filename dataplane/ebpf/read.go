@@ -13,6 +13,7 @@ import (
 	"strconv"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"fairlead.dev/bpf"
 	"fairlead.dev/dataplane"
@@ -25,7 +26,7 @@ type Reader struct {
 
 var _ dataplane.Reader = (*Reader)(nil)
 
-// Read opens what an agent pinned below bpffs, read-only.
+// Read opens what an agent pinned below bpffs, and only reads it.
 func Read(bpffs string) (*Reader, error) {
 	o := Options{BPFFS: bpffs}.withDefaults()
 	r := &Reader{maps: map[string]*ebpf.Map{}}
@@ -34,7 +35,8 @@ func Read(bpffs string) (*Reader, error) {
 			continue
 		}
 		path := filepath.Join(o.pinDir(), "maps", name)
-		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+		// The kernel refuses to map memory of a map that was opened read-only.
+		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: name != "slots"})
 		if errors.Is(err, fs.ErrNotExist) {
 			r.Close()
 			return nil, fmt.Errorf("nothing of fairlead is pinned in %s: start `fairlead run` or give the agent's --bpffs", o.pinDir())
@@ -63,31 +65,67 @@ func (r *Reader) names() (map[uint32]portID, error) {
 	return names, nil
 }
 
-// Table reads the rule table.
+// Table reads the rule table. An agent may be changing it meanwhile: what a
+// Frontend points to is read after it, so that each row is of before or after
+// the change (freed slots are not written to for a while, see quarantine).
 func (r *Reader) Table() (dataplane.Dump, error) {
 	d := dataplane.Dump{Dataplane: "ebpf", Frontends: []dataplane.Row{}}
-	names, err := r.names()
-	if err != nil {
-		return d, err
-	}
-	slots, err := r.slots()
-	if err != nil {
-		return d, err
-	}
-	err = eachEntry(r.maps["frontends"], func(key bpf.FairleadFrontendKey, v *bpf.FairleadFrontend) {
-		if v.Flags&frontendAnyPort != 0 {
-			return
-		}
-		d.Frontends = append(d.Frontends, row(key, v, names[v.Service], v.Internal, dataplane.Internal, slots))
-		if dataplane.Kind(v.Kind) != dataplane.ClusterIP {
-			d.Frontends = append(d.Frontends, row(key, v, names[v.Service], v.External, dataplane.External, slots))
+	var frontends []frontendState
+	err := eachEntry(r.maps["frontends"], func(key bpf.FairleadFrontendKey, v *bpf.FairleadFrontend) {
+		if v.Flags&frontendAnyPort == 0 {
+			frontends = append(frontends, frontendState{key, *v})
 		}
 	})
 	if err != nil {
 		return d, fmt.Errorf("read map frontends: %w", err)
 	}
+	names, err := r.names()
+	if err != nil {
+		return d, err
+	}
+	memory, err := mapArray(r.maps["slots"], unix.PROT_READ)
+	if err != nil {
+		return d, err
+	}
+	defer unix.Munmap(memory)
+	slots := sliceOf[bpf.FairleadSlot](memory, int(r.maps["slots"].MaxEntries()))
+	for _, f := range frontends {
+		if !r.named(names, &f) {
+			continue
+		}
+		name := names[f.value.Service]
+		d.Frontends = append(d.Frontends, row(f.key, &f.value, name, f.value.Internal, dataplane.Internal, slots))
+		if dataplane.Kind(f.value.Kind) != dataplane.ClusterIP {
+			d.Frontends = append(d.Frontends, row(f.key, &f.value, name, f.value.External, dataplane.External, slots))
+		}
+	}
 	dataplane.SortRows(d.Frontends)
 	return d, nil
+}
+
+// named makes sure that names has a Frontend's Service, and reports whether the
+// Frontend is there. A name is removed after its Frontends are: one that is
+// missing means that the Frontend is gone, or another's by now. A Frontend that
+// stays without one is drift, and shown.
+func (r *Reader) named(names map[uint32]portID, f *frontendState) bool {
+	for range 8 {
+		if _, ok := names[f.value.Service]; ok {
+			return true
+		}
+		var now bpf.FairleadFrontend
+		if err := r.maps["frontends"].Lookup(&f.key, &now); err != nil {
+			return false
+		}
+		if now == f.value {
+			return true
+		}
+		f.value = now
+		var n bpf.FairleadServiceNames
+		if err := r.maps["services"].Lookup(now.Service, &n); err == nil {
+			names[now.Service] = decodeNames(&n)
+		}
+	}
+	return false
 }
 
 func row(key bpf.FairleadFrontendKey, v *bpf.FairleadFrontend, name portID, set bpf.FairleadBackendSet, scope dataplane.Scope, slots []bpf.FairleadSlot) dataplane.Row {
@@ -109,25 +147,6 @@ func row(key bpf.FairleadFrontendKey, v *bpf.FairleadFrontend, name portID, set 
 		out.Backends = append(out.Backends, dataplane.BackendRow{Address: b.Address, Port: b.Port, State: b.State.String(), Local: b.Local})
 	}
 	return out
-}
-
-// slots reads all slots, in batches.
-func (r *Reader) slots() ([]bpf.FairleadSlot, error) {
-	m := r.maps["slots"]
-	out := make([]bpf.FairleadSlot, m.MaxEntries())
-	const batch = 16384
-	keys := make([]uint32, batch)
-	var cursor ebpf.MapBatchCursor
-	for done := 0; ; {
-		n, err := m.BatchLookup(&cursor, keys[:min(batch, len(out)-done)], out[done:min(done+batch, len(out))], nil)
-		done += n
-		if errors.Is(err, ebpf.ErrKeyNotExist) || done == len(out) {
-			return out, nil
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read map slots: %w", err)
-		}
-	}
 }
 
 // Conntrack lists the flows of the packet path, one row each.
