@@ -197,7 +197,7 @@ func describe(b []byte) []string {
 		out = append(out, fmt.Sprintf("IPv6 %v -> %v hop limit %d next %d", src, dst, b[21], b[20]), fmt.Sprintf("IPv6 header %x", b[14:54]))
 		at = 54
 	}
-	for ; at < len(b); at += 8 {
+	for end := len(b); at < min(end, 150); at += 8 { // the rest is payload
 		out = append(out, fmt.Sprintf("+%3d %x", at, b[at:min(at+8, len(b))]))
 	}
 	return out

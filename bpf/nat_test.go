@@ -11,8 +11,8 @@ import (
 	"fairlead.dev/bpf"
 )
 
-// clientPort is one of those that a flow keeps when it is free.
-const servicePort, targetPort, clientPort = 80, 8080, 40555
+// clientPort is a privileged one, which a flow keeps when it is free.
+const servicePort, targetPort, clientPort = 80, 8080, 1000
 
 // both is a Frontend with the same single Backend for each scope.
 func (w world) both(to netip.Addr, slotFlags, flags uint8) frontend {
@@ -236,7 +236,7 @@ func TestTranslation(t *testing.T) {
 			},
 		},
 		{
-			sentence: "a port that clients connect from by themselves is replaced by one they do not",
+			sentence: "a port that a client may also connect from directly is replaced by one of ours",
 			protos:   []uint8{tcp, udp, sctp},
 			given: func(s *state, w world) {
 				s.add(w.both(w.pod, slotLocal, 0))
@@ -246,7 +246,12 @@ func TestTranslation(t *testing.T) {
 				in := w.first(w.vip, servicePort).source(w.client, 33333)
 				there := in.source(w.client, 40000).destination(w.pod, targetPort).toPod()
 				back := there.reply()
-				return []step{forwards(arriving, in, there), forwards(leavingPod, back, back.source(w.vip, servicePort).destination(w.client, 33333).toClient())}
+				same := w.first(w.vip, servicePort).source(w.other, 40000) // where it happens to be the same
+				return []step{
+					forwards(arriving, in, there),
+					forwards(leavingPod, back, back.source(w.vip, servicePort).destination(w.client, 33333).toClient()),
+					forwards(arriving, same, same.destination(w.pod, targetPort).toPod()),
+				}
 			},
 		},
 		{

@@ -96,7 +96,7 @@ func newRig(t testing.TB) *rig {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: eBPF programs are loaded and run")
 	}
-	startRig.Do(func() { sharedRig, sharedRigErr = openRig() })
+	startRig.Do(func() { sharedRig, sharedRigErr = openRig(1 << 11) })
 	if sharedRigErr != nil {
 		t.Fatal(sharedRigErr)
 	}
@@ -104,7 +104,7 @@ func newRig(t testing.TB) *rig {
 	return sharedRig
 }
 
-func openRig() (*rig, error) {
+func openRig(conntrackMax uint32) (*rig, error) {
 	r := &rig{work: make(chan func()), index: map[string]int{}}
 	spec, err := bpf.LoadFairlead()
 	if err != nil {
@@ -115,7 +115,7 @@ func openRig() (*rig, error) {
 			return nil, err
 		}
 	}
-	spec.Maps["conntrack"].MaxEntries = 1 << 16
+	spec.Maps["conntrack"].MaxEntries, spec.Maps["fragments"].MaxEntries = conntrackMax, 1<<10
 	if err := spec.LoadAndAssign(&r.objects, nil); err != nil {
 		return nil, fmt.Errorf("load programs: %+v", err)
 	}
