@@ -207,11 +207,16 @@ func (w *watcher) due(now time.Time) (map[string]bool, error) {
 		delete(w.d.lack, "files")
 	}
 	w.d.expire(now)
+	look := func(name string) {
+		if _, ok := names[name]; !ok {
+			names[name] = false
+		}
+	}
 	for _, name := range listed {
-		names[name] = names[name]
+		look(name)
 	}
 	for name := range w.d.files {
-		names[name] = names[name]
+		look(name)
 	}
 	return names, nil
 }

@@ -175,11 +175,6 @@ func (n *numbers) alloc() (uint32, bool) {
 
 func (n *numbers) put(i uint32) { n.free = append(n.free, agingNumber{i, n.now()}) }
 
-func (n *numbers) used() uint32 { return n.next - uint32(len(n.free)) }
-
-// left is how many can be handed out now.
-func (n *numbers) left() uint32 { return n.max - n.used() }
-
 // adopt makes exactly the numbers marked in used the ones handed out.
 func (n *numbers) adopt(used []bool) {
 	n.free, n.next = nil, 0

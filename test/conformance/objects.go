@@ -183,7 +183,6 @@ func (svc *service) atNodePortOf(a netip.Addr) netip.AddrPort {
 // endpoint is one endpoint: a member of the lab, in some condition.
 type endpoint struct {
 	member                      string
-	at                          [2]netip.Addr
 	ready, serving, terminating bool
 	port                        int32 // in place of the Service's target, 0: that
 	zone                        string
