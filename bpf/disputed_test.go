@@ -43,6 +43,8 @@ func (d *duel) disputedPacket(src, dst netip.Addr, have, says, header int, proto
 		return "longer than its frame"
 	case says < header || !later && says < header+need:
 		return "ends before its ports"
+	case says < have && (protocol == icmp4 || protocol == icmp6):
+		return "a quote that goes on in the padding"
 	case src.Is4In6() || dst.Is4In6():
 		return "IPv4-mapped addresses"
 	case src.IsUnspecified() || src.IsLoopback() || src.IsMulticast() || src == netip.AddrFrom4([4]byte{255, 255, 255, 255}):

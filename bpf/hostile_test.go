@@ -84,6 +84,23 @@ func TestHostilePackets(t *testing.T) {
 			},
 		},
 		{
+			sentence: "an ICMP error does not quote what lies behind its end",
+			given: func(s *state, w world) {
+				sent := w.first(w.vip, servicePort)
+				out := sent.source(w.node, clientPort).destination(w.remote, targetPort)
+				s.putConntrack(flowOf(sent), flowOf(out), nil)
+				s.putConntrack(flowOf(out).reversed(), flowOf(sent).reversed(), func(e *entry) { e.Flags = flowReply })
+			},
+			steps: func(w world) []step {
+				out := w.first(w.vip, servicePort).source(w.node, clientPort).destination(w.remote, targetPort)
+				e := w.errors()[0]
+				in := w.about(out, uint8(e[0]), uint8(e[1]), e[2])
+				in.to, in.from = linkMAC[uplink], gatewayMAC
+				header := len(in.l3()) - len(in.l4())
+				return []step{leaves(arriving, rawLength(in, uint16(header+8+20)))}
+			},
+		},
+		{
 			sentence: "Ethernet padding is no part of the packet",
 			given:    claimed,
 			steps: func(w world) []step {

@@ -127,8 +127,12 @@ func route(a netip.Addr) packetmodel.Hop {
 		return hop(thinLink, thinMAC, thinMTU)
 	case in("10.244.1.13", "fd00:10:244:1::13"):
 		return packetmodel.Hop{Kind: packetmodel.Resolve, Device: podLink, MTU: 1500}
-	case within("10.244.2.0/24"), within("fd00:10:244:2::/64"):
+	case in("192.0.2.2", "2001:db8:1::2"), within("10.244.2.0/24"), within("fd00:10:244:2::/64"):
 		return hop(uplink, remoteMAC, 1500)
+	case in("192.0.2.254", "2001:db8:1::254"):
+		return hop(uplink, gatewayMAC, 1500)
+	case within("192.0.2.0/24"), within("2001:db8:1::/64"), within("fe80::/10"):
+		return packetmodel.Hop{Kind: packetmodel.Resolve, Device: uplink, MTU: 1500}
 	case within("10.244.9.0/24"), within("fd00:10:244:9::/64"):
 		return packetmodel.Hop{Kind: packetmodel.Blackhole}
 	}
