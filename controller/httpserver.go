@@ -24,6 +24,8 @@ type server struct {
 	address string
 	handler http.Handler
 	log     *slog.Logger
+	// slow: some answers take minutes (profiles).
+	slow bool
 	// bound is the address it listens on, once it does.
 	bound atomic.Pointer[net.TCPAddr]
 }
@@ -38,6 +40,9 @@ func (s *server) run(ctx context.Context) error {
 		s.bound.Store(a)
 	}
 	srv := newHTTPServer(s.handler, s.log)
+	if s.slow {
+		srv.WriteTimeout = 5 * time.Minute
+	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	s.log.Info("listening", "for", s.flag, "address", l.Addr().String())

@@ -4,6 +4,7 @@ package controller
 
 import (
 	"net/http"
+	"net/http/pprof"
 	"runtime"
 	"time"
 
@@ -138,7 +139,7 @@ func unixSeconds(t time.Time) float64 {
 
 // metricsHandler serves /metrics, and a /healthz that only says that the
 // process answers.
-func (m *metrics) handler() http.Handler {
+func (m *metrics) handler(profiling bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4, Timeout: 20 * time.Second, Registry: m.registry,
@@ -147,5 +148,12 @@ func (m *metrics) handler() http.Handler {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		_, _ = w.Write([]byte("ok"))
 	})
+	if profiling {
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
 	return mux
 }

@@ -20,6 +20,7 @@ const taintToBeDeleted = "ToBeDeletedByClusterAutoscaler"
 type nodeObject struct {
 	zone        string
 	internalIPs []netip.Addr
+	addresses   []netip.Addr // all of status.addresses
 	podCIDRs    []netip.Prefix
 	// leaving: the node is being deleted, so load balancers are to avoid it.
 	leaving bool
@@ -37,11 +38,14 @@ func parseNode(n *corev1.Node, last nodeObject) nodeObject {
 		o.leaving = o.leaving || t.Key == taintToBeDeleted
 	}
 	for _, a := range n.Status.Addresses {
-		if a.Type != corev1.NodeInternalIP {
-			continue
+		ip, err := netip.ParseAddr(a.Address)
+		if err != nil {
+			continue // a host name
 		}
-		if ip, err := netip.ParseAddr(a.Address); err == nil {
-			o.internalIPs = append(o.internalIPs, ip.Unmap().WithZone(""))
+		ip = ip.Unmap().WithZone("")
+		o.addresses = append(o.addresses, ip)
+		if a.Type == corev1.NodeInternalIP {
+			o.internalIPs = append(o.internalIPs, ip)
 		}
 	}
 	cidrs := n.Spec.PodCIDRs
@@ -72,6 +76,8 @@ func (r factRules) facts(h hostAddresses, o nodeObject) compile.NodeFacts {
 		PrimaryIPv4:  r.primary(h, o, h.default4, netip.Addr.Is4),
 		PrimaryIPv6:  r.primary(h, o, h.default6, netip.Addr.Is6),
 		ServiceCIDRs: sortedPrefixes(r.serviceCIDRs),
+		// Addresses given by --bind-address are the node's as much.
+		StatusAddresses: slices.Concat(o.addresses, r.nodeIPs),
 	}
 	f.InternalSources = sortedPrefixes(r.clusterCIDRs)
 	if len(r.clusterCIDRs) == 0 {

@@ -69,6 +69,8 @@ type Options struct {
 	HealthzBindAddress string
 	// MetricsBindAddress is HOST:PORT of /metrics. Empty: not served.
 	MetricsBindAddress string
+	// Profiling serves /debug/pprof/ on MetricsBindAddress.
+	Profiling bool
 	// Collectors are served on /metrics beside the controller's own: those of
 	// the Dataplane, of the Source. They must be safe for concurrent use.
 	Collectors []prometheus.Collector

@@ -94,7 +94,7 @@ say "fairlead follows examples/basic, with no cluster at all"
 cp examples/basic/*.yaml "$work/manifests"
 start_agent() {
 	nsenter --net="/run/netns/$id-node" "$fairlead" run --manifests "$work/manifests" --node-name node1 --bpffs "$work/bpf" \
-		--cgroup-root "$cgroup" --state-dir "$work/state" --service-cidr 10.96.0.0/16 \
+		--cgroup-root "$cgroup" --state-dir "$work/state" \
 		>>"$work/agent.log" 2>&1 &
 	agent=$!
 	for _ in $(seq 100); do

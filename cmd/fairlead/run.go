@@ -88,9 +88,6 @@ func checkRun(c *config.Configuration) error {
 	if c.Pods != "off" {
 		return fmt.Errorf("--pods %s is not built yet: use off, and the kubelet for Pods", c.Pods)
 	}
-	if c.Profiling {
-		return errors.New("--profiling is not built yet: leave it out")
-	}
 	return c.Complete()
 }
 
@@ -140,12 +137,17 @@ func controllerOptions(c *config.Configuration) (o controller.Options, err error
 		NodePortAddresses:  c.NodePortAddresses,
 		HealthzBindAddress: c.HealthzBindAddress,
 		MetricsBindAddress: c.MetricsBindAddress,
+		Profiling:          c.Profiling,
 		Version:            readBuildInfo().Version,
 	}
 	if o.NodeIPs, err = c.NodeIPs(); err != nil {
 		return o, err
 	}
 	if o.ClusterCIDRs, err = c.ClusterPrefixes(); err != nil {
+		return o, err
+	}
+	if c.Manifests != "" {
+		o.ServiceCIDRs, err = directoryServiceCIDRs(c)
 		return o, err
 	}
 	o.ServiceCIDRs, err = c.ServicePrefixes()

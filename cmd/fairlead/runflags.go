@@ -18,13 +18,13 @@ func addRunFlags(f *pflag.FlagSet, c *config.Configuration) {
 	f.StringVar(&c.Dataplane, "dataplane", c.Dataplane, "auto, ebpf, nftables, iptables or ipvs")
 	f.StringVar(&c.Pods, "pods", c.Pods, "off, or cri to run the node's Pods too")
 
-	f.Var(listFlag{&c.ServiceCIDR}, "service-cidr", "`CIDRs` of ClusterIPs; with --manifests, Services without a clusterIP get one from here")
+	f.Var(listFlag{&c.ServiceCIDR}, "service-cidr", "`CIDRs` of ClusterIPs; with --manifests, Services without a clusterIP get one from here (then 10.96.0.0/16,fd00:10:96::/112 where not set)")
 	f.Var(listFlag{&c.ClusterCIDR}, "cluster-cidr", "`CIDRs` of pods (default: those of the Node object)")
 	f.Var(listFlag{&c.NodePortAddresses}, "nodeport-addresses", "`CIDRs` and the words primary, localhost, all: the addresses that take NodePort traffic (default: all of the node's)")
 
 	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", c.MetricsBindAddress, "`IP:PORT` of /metrics; empty turns it off")
 	f.StringVar(&c.HealthzBindAddress, "healthz-bind-address", c.HealthzBindAddress, "`IP:PORT` of /healthz and /livez; empty turns it off")
-	f.BoolVar(&c.Profiling, "profiling", c.Profiling, "serve /debug/pprof/ on the metrics address (not built yet)")
+	f.BoolVar(&c.Profiling, "profiling", c.Profiling, "serve /debug/pprof/ on the metrics address")
 
 	f.StringVar(&c.CgroupRoot, "cgroup-root", c.CgroupRoot, "cgroup2 `DIR` whose processes get the socket hooks (default: the root of the cgroup2 mount)")
 	f.StringVar(&c.BPFFS, "bpffs", c.BPFFS, "`DIR` in a mounted bpffs; pins go into its directory fairlead")

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -51,7 +52,7 @@ func openDirectory(ctx context.Context, c *config.Configuration, log *slog.Logge
 	if err != nil {
 		return nil, nil, err
 	}
-	prefixes, err := c.ServicePrefixes()
+	prefixes, err := directoryServiceCIDRs(c)
 	if err != nil {
 		lock.Close()
 		return nil, nil, usageError{err}
@@ -65,4 +66,16 @@ func openDirectory(ctx context.Context, c *config.Configuration, log *slog.Logge
 		return nil, nil, err
 	}
 	return s, func() { lock.Close() }, nil
+}
+
+// Where ClusterIPs come from without --service-cidr: kubeadm's default, and a
+// range of unique local addresses (RFC 4193) beside it.
+var defaultServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")}
+
+func directoryServiceCIDRs(c *config.Configuration) ([]netip.Prefix, error) {
+	prefixes, err := c.ServicePrefixes()
+	if err == nil && len(prefixes) == 0 {
+		prefixes = defaultServiceCIDRs
+	}
+	return prefixes, err
 }

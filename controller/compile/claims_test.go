@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"fairlead.dev/dataplane"
 )
 
 func TestTheOldestServiceHasAContestedFrontend(t *testing.T) {
@@ -78,7 +80,7 @@ func TestNodePortsCollideToo(t *testing.T) {
 }
 
 func TestNoServiceClaimsTheNodeOrLoopback(t *testing.T) {
-	for _, ip := range []string{"192.0.2.1", "198.51.100.1", "127.0.0.1", "127.9.9.9", "0.0.0.0", "224.0.0.1", "255.255.255.255"} {
+	for _, ip := range []string{"192.0.2.1", "192.0.2.99", "127.0.0.1", "127.9.9.9", "0.0.0.0", "224.0.0.1", "255.255.255.255"} {
 		t.Run(ip, func(t *testing.T) {
 			c, r := compileWeb(svc(externalIPs(ip)))
 			wantService(t, c, "web", "ClusterIP 10.96.0.1:80/TCP http masq in[reject]")
@@ -101,7 +103,7 @@ func TestNoServiceClaimsTheNodeOrLoopback(t *testing.T) {
 func TestAnAddressThatBecomesTheNodesIsTakenFromTheService(t *testing.T) {
 	c, _ := compileWeb(svc(externalIPs("203.0.113.7")))
 	node := testNode()
-	node.Addresses = append(node.Addresses, netip.MustParseAddr("203.0.113.7"))
+	node.StatusAddresses = append(node.StatusAddresses, netip.MustParseAddr("203.0.113.7"))
 	c.SetNode(node)
 	r := c.Compile()
 	wantService(t, c, "web", "ClusterIP 10.96.0.1:80/TCP http masq in[reject]")
@@ -109,6 +111,14 @@ func TestAnAddressThatBecomesTheNodesIsTakenFromTheService(t *testing.T) {
 	c.SetNode(testNode())
 	wantProblems(t, c.Compile().Problems)
 	wantService(t, c, "web", "ClusterIP 10.96.0.1:80/TCP http masq in[reject]", "ExternalIP 203.0.113.7:80/TCP http masq in[reject]")
+}
+
+func TestAVIPThatAnInterfaceHoldsIsTheServices(t *testing.T) {
+	c, r := compileWeb(svc(loadBalancer("198.51.100.1"), externalIPs("198.51.100.1"))) // one of testNode's Addresses
+	wantProblems(t, r.Problems)
+	if s := c.Table().Services[dataplane.ServiceName{Namespace: "default", Name: "web"}]; len(s.Frontends) != 2 {
+		t.Errorf("Frontends %+v, want the ClusterIP's and the VIP's", s.Frontends)
+	}
 }
 
 func TestAClusterIPThatAnInterfaceHoldsStaysTheServices(t *testing.T) {

@@ -27,6 +27,7 @@ func testNode() NodeFacts {
 		NodePortAddresses: addrs("192.0.2.1", "2001:db8::1"),
 		PrimaryIPv4:       netip.MustParseAddr("192.0.2.1"),
 		PrimaryIPv6:       netip.MustParseAddr("2001:db8::1"),
+		StatusAddresses:   addrs("192.0.2.1", "192.0.2.99"), // the second is its external one, on no interface
 	}
 }
 

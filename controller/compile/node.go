@@ -16,6 +16,10 @@ type NodeFacts struct {
 	Name, Zone string
 	// Addresses are all addresses of the node, without loopback ones.
 	Addresses []netip.Addr
+	// StatusAddresses are those of the Node object. They and the primary ones
+	// can never be claimed by a Service. An address that the node merely holds
+	// can: load balancers such as kube-vip put their VIPs on an interface.
+	StatusAddresses []netip.Addr
 	// NodePortAddresses are where NodePort Frontends are made, already chosen.
 	// 127.0.0.1 and ::1 may be among them, for the node's own processes.
 	NodePortAddresses []netip.Addr
@@ -30,11 +34,12 @@ type nodeView struct {
 	name, zone string
 	// table is what Dataplanes get.
 	table dataplane.Node
-	// own are the addresses that no Service may claim: Addresses without
-	// link-local IPv6 ones, which come and go with every pod's interface and
-	// which neither a Frontend nor a Backend may have, and the primary ones.
-	// Sorted.
+	// own are Addresses without link-local IPv6 ones, which come and go with
+	// every pod's interface and which neither a Frontend nor a Backend may
+	// have, and the primary ones. Sorted.
 	own []netip.Addr
+	// reserved are the addresses that no Service may claim, sorted.
+	reserved []netip.Addr
 	// nodePort and hostPort are where NodePorts and hostPorts without a hostIP
 	// arrive, by family, sorted.
 	nodePort, hostPort [2][]netip.Addr
@@ -49,6 +54,7 @@ func newNodeView(f NodeFacts) nodeView {
 	}}
 	v.own = sortedAddrs(append(slices.DeleteFunc(slices.Clone(v.table.Addresses), isLinkLocal6),
 		f.PrimaryIPv4, f.PrimaryIPv6))
+	v.reserved = sortedAddrs(append(slices.Clone(f.StatusAddresses), f.PrimaryIPv4, f.PrimaryIPv6))
 	nodePort := slices.DeleteFunc(sortedAddrs(f.NodePortAddresses), netip.Addr.IsUnspecified)
 	v.nodePort = byFamily(nodePort)
 	v.hostPort = byFamily(sortedAddrs(slices.Concat(nodePort, v.own)))
@@ -57,7 +63,7 @@ func newNodeView(f NodeFacts) nodeView {
 
 // sameForServices reports whether every Service compiles to the same on both.
 func (n *nodeView) sameForServices(o *nodeView) bool {
-	same := n.name == o.name && n.zone == o.zone && slices.Equal(n.own, o.own) &&
+	same := n.name == o.name && n.zone == o.zone && slices.Equal(n.own, o.own) && slices.Equal(n.reserved, o.reserved) &&
 		slices.Equal(n.table.ServiceCIDRs, o.table.ServiceCIDRs)
 	for _, f := range families {
 		same = same && slices.Equal(n.nodePort[f], o.nodePort[f]) && slices.Equal(n.hostPort[f], o.hostPort[f])
@@ -73,15 +79,14 @@ func (n *nodeView) isOwn(a netip.Addr) bool {
 
 func isLinkLocal6(a netip.Addr) bool { return a.Is6() && a.IsLinkLocalUnicast() }
 
-// refuses says why a Service may not claim a, or "". Node addresses and
+// refuses says why a Service may not claim a, or "". The node's addresses and
 // loopback belong to the node, whatever a Service says. A ClusterIP of the
-// Service range that an interface holds (node-local DNS, the leftovers of
-// kube-proxy in IPVS mode) is still the Service's.
+// Service range is still the Service's.
 func (n *nodeView) refuses(a netip.Addr, k dataplane.Kind) string {
 	if why := unusable(a); why != "" {
 		return why
 	}
-	if !n.isOwn(a) {
+	if _, found := slices.BinarySearchFunc(n.reserved, a, netip.Addr.Compare); !found {
 		return ""
 	}
 	inRange := func(p netip.Prefix) bool { return p.Contains(a) }

@@ -46,7 +46,7 @@ type Configuration struct {
 	// usual port. Empty: not served.
 	MetricsBindAddress string `json:"metricsBindAddress" flag:"metrics-bind-address"`
 	HealthzBindAddress string `json:"healthzBindAddress" flag:"healthz-bind-address"`
-	// Profiling serves /debug/pprof/ on the metrics address (not built yet).
+	// Profiling serves /debug/pprof/ on the metrics address.
 	Profiling bool `json:"profiling" flag:"profiling"`
 
 	// CgroupRoot is the cgroup2 directory whose processes get the socket hooks.

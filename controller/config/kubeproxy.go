@@ -51,6 +51,7 @@ func (d *document) kubeProxy(c *Configuration) ([]Warning, error) {
 }
 
 func mapAddresses(c *Configuration, k *kubeproxy.KubeProxyConfiguration) {
+	c.Profiling = k.EnableProfiling
 	c.BindAddress = ParseList(k.BindAddress)
 	if a, err := netip.ParseAddr(k.BindAddress); err == nil && a.Is6() {
 		c.MetricsBindAddress = "[::1]:" + metricsPort

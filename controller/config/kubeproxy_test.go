@@ -108,7 +108,7 @@ mode: ipvs
 featureGates: {A: true}
 enableProfiling: true
 iptables: {localhostNodePorts: false, masqueradeAll: true}
-`, []string{"featureGates", "enableProfiling", "mode", "iptables.masqueradeAll", "iptables.localhostNodePorts", "ipvs.scheduler", "ipvs.strictARP", "portRange"}},
+`, []string{"featureGates", "mode", "iptables.masqueradeAll", "iptables.localhostNodePorts", "ipvs.scheduler", "ipvs.strictARP", "portRange"}},
 		{"local traffic by interface", "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n",
 			[]string{"detectLocalMode", "detectLocal.bridgeInterface"}},
 		{"clusterCIDR beside NodeCIDR", "detectLocalMode: NodeCIDR\nclusterCIDR: 10.0.0.0/8\n", []string{"clusterCIDR"}},

@@ -57,7 +57,7 @@ var kubeProxyKeys = []kubeProxyKey{
 	{path: "healthzBindAddress", treatment: mapped, advice: "--healthz-bind-address; empty is the default, port 0 turns it off"},
 	{path: "metricsBindAddress", treatment: mapped, advice: "--metrics-bind-address; empty is the default, port 0 turns it off"},
 	{path: "bindAddressHardFail", treatment: always, advice: "an address that cannot be bound always ends the agent"},
-	{path: "enableProfiling", treatment: warned, advice: "/debug/pprof/ is not served yet"},
+	{path: "enableProfiling", treatment: mapped, advice: "--profiling"},
 	{path: "showHiddenMetricsForVersion", treatment: warned, advice: "no metrics are hidden"},
 
 	{path: "mode", treatment: mapped,
