@@ -31,11 +31,13 @@ static __always_inline bool is_cluster_ip(const struct address *a)
 	return find_frontend(a, 0, 0) != 0;
 }
 
+/* What chose its Backend just while that was removed remembers an even
+ * generation: that of no Backend. */
 static __always_inline bool backend_exists(__u32 backend, __u32 generation)
 {
 	struct backend_state *s = bpf_map_lookup_elem(&backend_states, &backend);
 
-	return s && s->generation == generation;
+	return s && s->generation == generation && (generation & 1);
 }
 
 /* What a flow is to remember of the Backend it got. */

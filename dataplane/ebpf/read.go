@@ -200,7 +200,7 @@ func (r *Reader) states() ([]bpf.FairleadBackendState, error) {
 
 func flowState(e *bpf.FairleadConntrackEntry, states []bpf.FairleadBackendState) string {
 	switch {
-	case int(e.Backend) >= len(states) || states[e.Backend].Generation != e.Generation:
+	case int(e.Backend) >= len(states) || states[e.Backend].Generation != e.Generation || e.Generation&1 == 0:
 		return "stale"
 	case e.Flags&(conntrackClosing|conntrackPeerClosing) != 0:
 		return "closing"
