@@ -163,7 +163,9 @@ func (d *Dataplane) adoptBackends(ports []*portState) {
 	for i := range d.states {
 		s := &d.states[i]
 		if !used[i] && s.Generation&1 == 1 {
-			d.sweepWanted = d.sweepWanted || s.SocketUsed != 0
+			if s.SocketUsed != 0 {
+				d.sweepWanted = sweepUDP | sweepTCP
+			}
 			s.EligibleSets = 0
 			atomic.StoreUint32(&s.Generation, s.Generation+1)
 		}

@@ -34,7 +34,7 @@ type Dataplane struct {
 	shadow      *shadow
 	node        dataplane.Node
 	dirty       bool          // the shadow may be wrong: the next Apply has to Sync
-	sweepWanted bool          // a removed Backend had sockets
+	sweepWanted sweeps        // removed Backends had sockets
 	slotsUsed   atomic.Uint32 // for metrics, which read at any time
 	slotBuffer  []bpf.FairleadSlot
 
@@ -246,9 +246,9 @@ func (d *Dataplane) apply(c dataplane.Change) (changed int, err error) {
 		return changed, err
 	}
 	d.slotsUsed.Store(d.shadow.ranges.used)
-	if d.sweepWanted {
-		d.sweepWanted = false
-		d.sweeper.now()
+	if d.sweepWanted != 0 {
+		d.sweeper.soon(d.sweepWanted)
+		d.sweepWanted = 0
 	}
 	if len(failed) > 0 {
 		return changed, &dataplane.ApplyError{Failed: failed}

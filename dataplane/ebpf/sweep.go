@@ -9,29 +9,60 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 
 	"fairlead.dev/bpf"
+	"fairlead.dev/dataplane"
 )
 
 // sweeper ends sockets that are connected to Backends which no longer exist,
-// in every network namespace, after a Change removed one that sockets used.
+// in every network namespace, after a Change removed one that sockets used. It
+// does so beside Apply: a sweep takes a walk over the kernel's whole socket
+// table for each namespace, and new connections need none.
 type sweeper struct {
 	udp, tcp *link.Iter
 	log      *slog.Logger
-	wake     chan chan struct{}
+	wanted   atomic.Uint32 // sweeps that wait
+	wake     chan struct{}
 	netns    *ebpf.Map // netns_addresses
 }
 
-// sweepAgain is how long after the last sweep another looks once more, for a
-// socket that was choosing its Backend just when it was removed.
-const sweepAgain = time.Second
+// sweeps says which sockets to look at.
+type sweeps uint32
+
+const (
+	sweepUDP sweeps = 1 << iota
+	sweepTCP
+)
+
+// sweeps are those that can find sockets of a Service port's Backends.
+func (p *portState) sweeps() sweeps {
+	for _, f := range p.frontends {
+		switch dataplane.Protocol(f.key.Protocol) {
+		case dataplane.UDP:
+			return sweepUDP
+		case dataplane.TCP:
+			return sweepTCP
+		}
+	}
+	return 0
+}
+
+const (
+	// sweepAgain is how long after the last sweep another looks once more, for
+	// a socket that was choosing its Backend just when it was removed.
+	sweepAgain = time.Second
+	// sweepRest is how many times what a sweep took passes before the next:
+	// endpoints that never stop changing cost a fifth of a CPU at most.
+	sweepRest = 4
+)
 
 func newSweeper(p *bpf.FairleadPrograms, netns *ebpf.Map, log *slog.Logger) (*sweeper, error) {
-	s := &sweeper{log: log, wake: make(chan chan struct{}), netns: netns}
+	s := &sweeper{log: log, wake: make(chan struct{}, 1), netns: netns}
 	var err error
 	if s.udp, err = link.AttachIter(link.IterOptions{Program: p.FairleadSweepUdp}); err != nil {
 		return nil, fmt.Errorf("attach UDP socket iterator: %w", err)
@@ -48,23 +79,12 @@ func (s *sweeper) close() {
 	s.tcp.Close()
 }
 
-// sweepWait bounds how long a Change waits for its sweep, so that a host with
-// very many sockets is still programmed in time; the sweep itself goes on.
-const sweepWait = 100 * time.Millisecond
-
-// now sweeps once and returns when that is done or sweepWait is over.
-func (s *sweeper) now() {
-	bound := time.NewTimer(sweepWait)
-	defer bound.Stop()
-	done := make(chan struct{})
+// soon sweeps as soon as the last sweep was long enough ago.
+func (s *sweeper) soon(what sweeps) {
+	s.wanted.Or(uint32(what))
 	select {
-	case s.wake <- done:
-	case <-bound.C:
-		return
-	}
-	select {
-	case <-done:
-	case <-bound.C:
+	case s.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -72,30 +92,42 @@ func (s *sweeper) now() {
 const netnsEvery = 10 * time.Second
 
 func (s *sweeper) run(ctx context.Context) {
-	again := time.NewTimer(sweepAgain) // an agent before may have died before its sweep
+	again, due := time.NewTimer(sweepAgain), sweepUDP|sweepTCP // an agent before may have died before its sweep
 	defer again.Stop()
 	learn := time.NewTicker(netnsEvery)
 	defer learn.Stop()
+	rested := time.NewTimer(time.Hour)
+	defer rested.Stop()
+	wake := s.wake
 	s.learnAddresses()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case done := <-s.wake:
+		case <-wake:
+			begin, what := time.Now(), sweeps(s.wanted.Swap(0))
+			s.sweep(what)
+			due |= what
 			again.Reset(sweepAgain)
-			s.sweep()
-			close(done)
+			wake = nil
+			rested.Reset(sweepRest * time.Since(begin))
+		case <-rested.C:
+			wake = s.wake
 		case <-again.C:
-			s.sweep()
+			s.sweep(due)
+			due = 0
 		case <-learn.C:
 			s.learnAddresses()
 		}
 	}
 }
 
-func (s *sweeper) sweep() {
+func (s *sweeper) sweep(what sweeps) {
 	eachNetns(func() {
-		for _, it := range []*link.Iter{s.udp, s.tcp} {
+		for kind, it := range map[sweeps]*link.Iter{sweepUDP: s.udp, sweepTCP: s.tcp} {
+			if what&kind == 0 {
+				continue
+			}
 			if err := runIterator(it); err != nil {
 				s.log.Warn("sweep sockets of removed Backends", "error", err)
 			}

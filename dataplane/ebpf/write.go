@@ -157,7 +157,7 @@ func (d *Dataplane) retire(p *plan) {
 	for _, b := range p.removed {
 		s := &d.states[b.id]
 		if s.SocketUsed != 0 {
-			d.sweepWanted = true
+			d.sweepWanted |= p.old.sweeps()
 		}
 		s.EligibleSets = 0
 		atomic.StoreUint32(&s.Generation, (s.Generation+1)&^1)
