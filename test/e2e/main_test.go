@@ -29,6 +29,7 @@ func TestMain(m *testing.M) {
 	if shared != nil {
 		shared.Close()
 	}
+	os.RemoveAll(binariesDir)
 	os.Exit(code)
 }
 
