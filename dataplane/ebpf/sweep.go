@@ -40,16 +40,16 @@ const (
 )
 
 // sweeps are those that can find sockets of a Service port's Backends.
-func (p *portState) sweeps() sweeps {
+func (p *portState) sweeps() (what sweeps) {
 	for _, f := range p.frontends {
 		switch dataplane.Protocol(f.key.Protocol) {
 		case dataplane.UDP:
-			return sweepUDP
+			what |= sweepUDP
 		case dataplane.TCP:
-			return sweepTCP
+			what |= sweepTCP
 		}
 	}
-	return 0
+	return what
 }
 
 const (
