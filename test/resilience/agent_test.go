@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -158,23 +159,37 @@ func (b *bed) command(args ...string) (string, error) {
 	return string(out), nil
 }
 
-// settled is when the kernel was seen to hold what the world wants.
-type settled struct {
-	// version of the world that the kernel held; seen is when reading began,
-	// known when `fairlead dump` had printed it.
-	version     int
-	seen, known int64
+// starved is how long the agent's threads waited for a CPU.
+func (a *agent) starved() (d time.Duration) {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", a.cmd.Process.Pid))
+	for _, path := range tasks {
+		text, _ := os.ReadFile(path) // sched-stats.rst: run, wait (nanoseconds), slices
+		if f := strings.Fields(string(text)); len(f) == 3 {
+			n, _ := strconv.ParseInt(f[1], 10, 64)
+			d += time.Duration(n)
+		}
+	}
+	return d
 }
 
-// settle waits until `fairlead dump` equals a version of the world that was in
-// force while it read.
-func (b *bed) settle(w *world, within time.Duration) (settled, error) {
-	deadline := time.Now().Add(within)
+// settled is when the kernel was seen to hold what the world wants.
+type settled struct {
+	// version of the world that the kernel held.
+	version int
+	// equal is when this process had read it, known when `fairlead dump` had
+	// printed it too.
+	equal, known int64
+}
+
+// settle waits until the kernel, and then `fairlead dump`, equals a version of
+// the world that was in force while it read. Reading in this process first
+// costs less than one dump after another, and less than a dump takes.
+func (b *bed) settle(w *world, patient func() bool) (settled, error) {
 	for {
-		// Reading in this process first costs less than one dump after another.
 		begin := monotonic()
 		rows, err := b.peek()
-		if _, ok := w.inForce(rows, begin, monotonic()); ok {
+		equal := monotonic()
+		if _, ok := w.inForce(rows, begin, equal); ok {
 			begin = monotonic()
 			var d dataplane.Dump
 			if d, err = b.dump(); err != nil {
@@ -182,15 +197,21 @@ func (b *bed) settle(w *world, within time.Duration) (settled, error) {
 			}
 			known := monotonic()
 			if v, ok := w.inForce(d.Frontends, begin, known); ok {
-				return settled{version: v, seen: begin, known: known}, nil
+				return settled{version: v, equal: equal, known: known}, nil
 			}
 			rows = d.Frontends
 		}
-		if time.Now().After(deadline) {
-			return settled{}, errors.Join(err, fmt.Errorf("after %v the kernel is not what the manifests say (-want +got):\n%s", within, cmp.Diff(w.wanted(), rows, sameAddr)))
+		if !patient() {
+			return settled{}, errors.Join(err, fmt.Errorf("the kernel is not what the manifests say (-want +got):\n%.3000s", cmp.Diff(w.wanted(), rows, sameAddr)))
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(15 * time.Millisecond)
 	}
+}
+
+// within is patience for a time from now.
+func within(d time.Duration) func() bool {
+	deadline := time.Now().Add(d)
+	return func() bool { return time.Now().Before(deadline) }
 }
 
 var sameAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })

@@ -167,14 +167,16 @@ func onePerHook(count map[string]int, want int) (wrong []string) {
 	return wrong
 }
 
-// pins are all files below node1's bpffs.
+// pins are all files below node1's bpffs, sorted.
 func (b *bed) pins() (pins []string, err error) {
 	err = filepath.WalkDir(b.node.BPFFS, func(path string, _ fs.DirEntry, err error) error {
-		if path != b.node.BPFFS {
+		// Every bpffs has maps.debug and progs.debug of its own.
+		if path != b.node.BPFFS && !strings.HasSuffix(path, ".debug") {
 			pins = append(pins, strings.TrimPrefix(path, b.node.BPFFS+"/"))
 		}
 		return err
 	})
+	slices.Sort(pins)
 	return pins, err
 }
 

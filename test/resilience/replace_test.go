@@ -2,7 +2,10 @@
 
 package resilience
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 func TestSmoke(t *testing.T) {
 	b := newBed(t)
@@ -16,8 +19,8 @@ func TestSmoke(t *testing.T) {
 	}
 	for i := range 4 {
 		a := b.startAgent(i % 2)
-		got, err := b.settle(w, 10e9)
-		t.Log(float64(got.seen-a.started)/1e6, float64(got.known-a.started)/1e6, err)
+		got, err := b.settle(w, within(10*time.Second))
+		t.Log(float64(got.equal-a.started)/1e6, float64(got.known-a.started)/1e6, err)
 		count, progs, err := b.attached()
 		t.Log(count, progs, err)
 		if i == 3 {
@@ -32,7 +35,9 @@ func TestSmoke(t *testing.T) {
 			t.Log(loaded(progs))
 			t.Log(b.pins())
 		}
+		time.Sleep(1500 * time.Millisecond)
 		t.Log(a.log.String())
 		a.kill()
+		t.Log(a.cmd.ProcessState.UserTime(), a.cmd.ProcessState.SystemTime())
 	}
 }
