@@ -29,6 +29,7 @@ type agent struct {
 	cmd     *exec.Cmd
 	log     logBuffer
 	started int64 // before it was started, CLOCK_MONOTONIC in nanoseconds
+	stopped int64 // before it was told to stop
 	exited  chan struct{}
 	err     error
 }
@@ -51,14 +52,15 @@ func (l *logBuffer) String() string {
 	return l.buf.String()
 }
 
-// startAgent runs one of the builds on the manifests.
-func (b *bed) startAgent(build int) *agent {
+// startAgent runs one of the builds on the manifests. More arguments win.
+func (b *bed) startAgent(build int, more ...string) *agent {
 	b.t.Helper()
 	a := &agent{exited: make(chan struct{})}
 	a.cmd = exec.Command(binaries[build], "run", "--manifests", b.manifests, "--state-dir", b.state,
 		"--node-name", b.node.Name, "--bpffs", b.node.BPFFS, "--cgroup-root", b.node.CgroupRoot,
 		"--devices", strings.Join(b.node.Devices, ","), "--cluster-cidr", join(conformance.ClusterCIDRs),
 		"--service-cidr", join(conformance.ServiceCIDRs), "--metrics-bind-address=", "--healthz-bind-address=")
+	a.cmd.Args = append(a.cmd.Args, more...)
 	a.cmd.Stderr = &a.log
 	a.started = monotonic()
 	if err := b.thread.start(a.cmd, b.member("host1").CgroupDir); err != nil {
@@ -88,6 +90,7 @@ func (a *agent) kill() {
 
 // terminate is SIGTERM, and gives the exit code.
 func (a *agent) terminate(within time.Duration) (int, error) {
+	a.stopped = monotonic()
 	if err := a.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return 0, err
 	}
