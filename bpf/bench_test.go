@@ -3,6 +3,7 @@
 package bpf_test
 
 import (
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -108,7 +109,7 @@ func (m *measurement) round(s *state, o *bounce.BounceObjects) {
 		took = time.Since(began)
 	})
 	s.must(err)
-	if want := m.want(); verdict(code) != want {
+	if want := m.want(); verdict(code) != want && os.Getenv("FAIRLEAD_TEST_OBJECT") == "" {
 		s.t.Fatalf("%s: %v, want %v: %q", m.name, verdict(code), want, describe(opts.DataOut))
 	}
 	m.rounds = append(m.rounds, float64(took.Nanoseconds())/float64(repeat))

@@ -174,6 +174,27 @@ func TestHostilePackets(t *testing.T) {
 			},
 		},
 		{
+			sentence: "a flow that gave way to a direct connection is gone whole", protos: []uint8{tcp},
+			given: func(s *state, w world) {
+				s.add(w.both(w.pod, slotLocal, 0))
+				ended := func(f uint8) func(*entry) {
+					return func(e *entry) { e.Service, e.Flags = 1, f|flowSeenReply|flowClosing|flowPeerClosing }
+				}
+				sent := flow{w.client, w.vip, 33333, servicePort, w.proto}
+				out := flow{w.client, w.pod, 40001, targetPort, w.proto}
+				s.putConntrack(sent, out, ended(0))
+				s.putConntrack(out.reversed(), sent.reversed(), ended(flowReply))
+			},
+			steps: func(w world) []step {
+				return []step{leaves(arriving, w.first(w.pod, targetPort).source(w.client, 40001))}
+			},
+			then: func(s *state, w world) {
+				if n := s.conntrackCount(); n != 0 {
+					s.t.Errorf("%d conntrack entries: a late segment of the old flow would enter the new connection", n)
+				}
+			},
+		},
+		{
 			sentence: "half an entry that was evicted does not let a flow into another's connection", protos: []uint8{tcp, udp},
 			given: func(s *state, w world) {
 				s.add(w.both(w.remote, 0, frontendMasqueradeExternal))
