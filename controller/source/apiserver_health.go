@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
 	"sort"
 	"sync"
@@ -89,6 +90,7 @@ func (h *health) state() State {
 func problemLine(k kind, err error) string {
 	var unknownCA x509.UnknownAuthorityError
 	var urlError *url.Error
+	var opError *net.OpError
 	switch {
 	case apierrors.IsUnauthorized(err):
 		return fmt.Sprintf("%s: the API server does not accept the credentials (401 Unauthorized); "+
@@ -100,6 +102,10 @@ func problemLine(k kind, err error) string {
 		return fmt.Sprintf("%s: the server does not have them (404); is this the address of a Kubernetes API server?", k.resource)
 	case errors.As(err, &unknownCA):
 		return fmt.Sprintf("%s: %v; check certificate-authority in the kubeconfig", k.resource, unknownCA)
+	case errors.As(err, &opError): // without the own port: one problem, one line
+		lasting := *opError
+		lasting.Source = nil
+		return fmt.Sprintf("%s: %v; retrying", k.resource, &lasting)
 	case errors.As(err, &urlError): // without the long URL
 		return fmt.Sprintf("%s: %v; retrying", k.resource, urlError.Err)
 	}
