@@ -133,7 +133,7 @@ const container = `set -e
 mount -t tmpfs fairlead /run
 mkdir /run/netns
 for pid in $PODS; do touch /run/netns/$pid; mount --bind /proc/$pid/ns/net /run/netns/$pid; done
-exec unshare --pid --fork --kill-child --mount-proc setpriv --bounding-set="-all$CAPABILITIES" --inh-caps=-all --no-new-privs "$@"`
+exec unshare $PID_NAMESPACE setpriv --bounding-set="-all$CAPABILITIES" --inh-caps=-all --no-new-privs "$@"`
 
 // agent is a running `fairlead run`.
 type agent struct {
@@ -143,13 +143,20 @@ type agent struct {
 	exited chan struct{}
 }
 
-// start runs the agent with the manifest's capabilities.
-func (b *bed) start() *agent {
-	b.t.Helper()
-	return b.startWith(b.set.capabilities...)
+// place is what the agent gets of a container runtime.
+type place struct {
+	capabilities []string
+	// hostPID: it sees all processes, and no namespaces of pods in /run/netns.
+	hostPID bool
 }
 
-func (b *bed) startWith(capabilities ...string) *agent {
+// start runs the agent in the place that the manifest describes.
+func (b *bed) start() *agent {
+	b.t.Helper()
+	return b.startIn(place{capabilities: b.set.capabilities})
+}
+
+func (b *bed) startIn(p place) *agent {
 	b.t.Helper()
 	path, err := agentBinary()
 	if err != nil {
@@ -160,14 +167,18 @@ func (b *bed) startWith(capabilities ...string) *agent {
 		"--config", filepath.Join(b.dir, "config.yaml"), "--kubeconfig", b.kubeconfig, "--node-name", b.node,
 		"--bpffs", b.host.BPFFS, "--cgroup-root", b.host.CgroupRoot)
 	var pods []string
-	for _, name := range []string{"client", "bypass", "a", "b", "c"} {
-		pods = append(pods, strconv.Itoa(b.member(name).PID))
+	processes := ""
+	if !p.hostPID {
+		processes = "--pid --fork --kill-child --mount-proc"
+		for _, name := range []string{"client", "bypass", "a", "b", "c"} {
+			pods = append(pods, strconv.Itoa(b.member(name).PID))
+		}
 	}
 	added := ""
-	for _, c := range capabilities {
+	for _, c := range p.capabilities {
 		added += ",+" + strings.ToLower(c)
 	}
-	a.cmd.Env = append(os.Environ(), "PODS="+strings.Join(pods, " "), "CAPABILITIES="+added)
+	a.cmd.Env = append(os.Environ(), "PODS="+strings.Join(pods, " "), "CAPABILITIES="+added, "PID_NAMESPACE="+processes)
 	a.cmd.Stdout, a.cmd.Stderr = &a.log, &a.log
 	if a.exited, err = startIn(b.host.NetNSPath, b.member("host1").CgroupDir, a.cmd); err != nil {
 		b.t.Fatalf("start the agent: %v", err)

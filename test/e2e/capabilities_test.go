@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// A pod's connected UDP socket is out of reach for an agent that may not enter
+// the pod's network namespace: why the manifest asks for SYS_ADMIN.
+func TestTheManifestsCapabilitiesSufficeAndAreNeeded(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		place  place // without capabilities: the manifest's
+		starts bool
+		sweeps bool
+	}{
+		{"those of the manifest", place{}, true, true},
+		{"BPF, NET_ADMIN and PERFMON", place{capabilities: []string{"BPF", "NET_ADMIN", "PERFMON"}}, true, false},
+		{"none", place{capabilities: []string{"CHOWN"}}, false, false},
+		{"hostPID with those of the manifest", place{hostPID: true}, true, false},
+		{"hostPID with SYS_PTRACE", place{hostPID: true, capabilities: []string{"SYS_ADMIN", "SYS_PTRACE"}}, true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBed(t)
+			if c.place.capabilities == nil {
+				c.place.capabilities = b.set.capabilities
+			}
+			a := b.startIn(c.place)
+			if !c.starts {
+				select {
+				case <-a.exited:
+					t.Logf("it said: %s", a.log.String())
+				case <-time.After(10 * time.Second):
+					t.Error("the agent runs without capabilities")
+				}
+				return
+			}
+			a.ready()
+			pod := b.client("client")
+			dns := b.expose("dns", func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolUDP })
+			b.endpoints(dns, "a")
+			eventually(t, agentBound, func() string {
+				if got := pod.do(question{Op: "open", Network: "udp", To: clusterIP(dns)}); got.Backend != "a" {
+					return fmt.Sprintf("%+v", got)
+				}
+				return ""
+			})
+			b.endpoints(dns, "b")
+			swept := false
+			for deadline := time.Now().Add(2500 * time.Millisecond); !swept && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+				swept = pod.do(question{Op: "again"}).Backend != "a"
+			}
+			if swept != c.sweeps {
+				t.Errorf("the socket that was connected to the removed Backend was ended: %v, want %v", swept, c.sweeps)
+			}
+		})
+	}
+}
