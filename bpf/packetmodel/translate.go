@@ -10,7 +10,10 @@ import (
 
 // translate sends the packet on as its flow says.
 func (h *handling) translate(f *Flow) Outcome {
-	hop := h.Route(f.To.Destination)
+	var hop Hop
+	if h.side != FromHost || !f.Reply { // the node's own answers are routed already
+		hop = h.Route(f.To.Destination)
+	}
 	toStack := hop.Kind == ToStack
 	switch {
 	case hop.Kind == Blackhole:
@@ -21,9 +24,7 @@ func (h *handling) translate(f *Flow) Outcome {
 	case !toStack && len(h.p.l3) > hop.MTU: // the stack fragments it
 		toStack = true
 	}
-	// What the node itself answers is routed already; what is at the end of its
-	// life is the stack's to report.
-	if h.side == FromHost && f.Reply || h.side != FromHost && h.p.ttl <= 1 {
+	if h.side != FromHost && h.p.ttl <= 1 { // the stack's to report
 		toStack = true
 	}
 	frame := slices.Clone(h.p.frame)
