@@ -197,6 +197,9 @@ func (b *bed) load(from string, plan loadPlan) *load {
 	if err == nil {
 		err = l.thread.start(l.cmd, m.CgroupDir)
 	}
+	if err == nil { // the process is a group of its own, with its threads
+		err = unix.Setpriority(unix.PRIO_PGRP, l.cmd.Process.Pid, plan.Nice)
+	}
 	if err == nil {
 		err = gob.NewEncoder(l.in).Encode(plan)
 	}

@@ -32,7 +32,7 @@ func TestAgentHoldsNoMoreAfter1000Changes(t *testing.T) {
 	random, _ := seed(t)
 	k := newKillTown(t, random)
 	a := k.startAgent(0)
-	k.everyPath(streamsFor, patience, 2) // so that there are sockets to end
+	k.everyPath(streamsFor, loadPlan{Patience: patience}, 2) // so that there are sockets to end
 	before, err := k.sizeAfter(a, growthChanges/4)
 	if err != nil {
 		t.Fatal(err)

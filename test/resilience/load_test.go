@@ -53,6 +53,8 @@ type loadPlan struct {
 	Streams []stream
 	// Patience bounds a question. A lost SYN is sent again after a second.
 	Patience time.Duration
+	// Nice is the load's priority, 0 to 19 for the lowest.
+	Nice int
 }
 
 // record is one question. Times are CLOCK_MONOTONIC in nanoseconds, which all

@@ -53,10 +53,10 @@ func (b *bed) at(c client, number, nodePort int, ipv6 bool) netip.AddrPort {
 
 // everyPath starts a load process for each client. streams makes what asks one
 // of the Services (1 is steady, 2 is churned) at one address.
-func (b *bed) everyPath(streams func(client, netip.AddrPort) []stream, patience time.Duration, services ...int) (loads []*load) {
+func (b *bed) everyPath(streams func(client, netip.AddrPort) []stream, plan loadPlan, services ...int) (loads []*load) {
 	b.t.Helper()
 	for _, c := range clients {
-		plan := loadPlan{Patience: patience}
+		plan := plan
 		for _, ipv6 := range []bool{false, true} {
 			for _, number := range services {
 				nodePort := steadyNodePort + number - 1

@@ -24,7 +24,7 @@ func TestAgentIsReplacedAndStoppedWithoutALossAndCleanedUpWhole(t *testing.T) {
 	if _, err := k.settle(k.world, within(10*time.Second)); err != nil {
 		t.Fatalf("first agent: %v\n%s", err, first.log.String())
 	}
-	loads := k.everyPath(streamsFor, patience, 1)
+	loads := k.everyPath(streamsFor, loadPlan{Patience: patience}, 1)
 	before := k.programs(1)
 
 	k.refusesASecondAgent(first)
