@@ -32,6 +32,10 @@ import (
 // machine; typical are milliseconds, which TestEndpointFlips prints.
 const agentBound = 3 * time.Second
 
+// startBound is the longest that a start may take: half a second on an idle
+// machine, ten under fifteen times the load that its CPUs can take.
+const startBound = 30 * time.Second
+
 // The agent is built once for all tests of a run.
 var agentBinary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", fmt.Sprintf("fairlead-e2e-%d-", os.Getpid()))
@@ -201,7 +205,7 @@ func (a *agent) kill() {
 // ready waits for /healthz.
 func (a *agent) ready() *agent {
 	a.b.t.Helper()
-	eventually(a.b.t, 10*time.Second, func() string {
+	eventually(a.b.t, startBound, func() string {
 		select {
 		case <-a.exited:
 			a.b.t.Fatalf("the agent ended: %v; it said:\n%s", a.cmd.ProcessState, a.log.String())
