@@ -24,13 +24,14 @@ static __always_inline void address_from_words(struct address *a, const __be32 *
 
 static __always_inline bool address_is_ipv4(const struct address *a)
 {
-	return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == MAPPED_WORD;
+	return !(a->word[0] | a->word[1] | (a->word[2] ^ MAPPED_WORD));
 }
 
+/* Without branches: each would double what the verifier has to follow. */
 static __always_inline bool address_equal(const struct address *a, const struct address *b)
 {
-	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] &&
-	       a->word[3] == b->word[3];
+	return !((a->word[0] ^ b->word[0]) | (a->word[1] ^ b->word[1]) | (a->word[2] ^ b->word[2]) |
+		 (a->word[3] ^ b->word[3]));
 }
 
 static __always_inline bool address_is_zero(const struct address *a)

@@ -17,13 +17,34 @@ static __always_inline void conntrack_peer_key(const struct conntrack_entry *e, 
 	key->pad[0] = key->pad[1] = key->pad[2] = 0;
 }
 
-static __always_inline void conntrack_flag_peer(const struct conntrack_entry *e, __u8 protocol, __u8 flags,
-						struct tuple *scratch)
+/* Whether an entry is the other half of the flow whose packets have tuple t. */
+static __always_inline bool is_other_half(const struct conntrack_entry *e, const struct tuple *t)
+{
+	__u32 differ = (e->source_port ^ t->destination_port) | (e->destination_port ^ t->source_port);
+
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		differ |= (e->source.word[i] ^ t->destination.word[i]) | (e->destination.word[i] ^ t->source.word[i]);
+	return !differ;
+}
+
+/* The other half of the flow of entry e at key, or 0 where it is gone or its
+ * place is another flow's. Leaves its key in peer_key. */
+static __always_inline struct conntrack_entry *conntrack_peer(const struct tuple *key, const struct conntrack_entry *e,
+							      struct tuple *peer_key)
 {
 	struct conntrack_entry *peer;
 
-	conntrack_peer_key(e, protocol, scratch);
-	peer = bpf_map_lookup_elem(&conntrack, scratch);
+	conntrack_peer_key(e, key->protocol, peer_key);
+	peer = bpf_map_lookup_elem(&conntrack, peer_key);
+	return peer && is_other_half(peer, key) ? peer : 0;
+}
+
+static __always_inline void conntrack_flag_peer(const struct tuple *key, const struct conntrack_entry *e, __u8 flags,
+						struct tuple *scratch)
+{
+	struct conntrack_entry *peer = conntrack_peer(key, e, scratch);
+
 	if (peer)
 		peer->flags |= flags;
 }
@@ -31,8 +52,8 @@ static __always_inline void conntrack_flag_peer(const struct conntrack_entry *e,
 static __always_inline void conntrack_delete(const struct tuple *key, const struct conntrack_entry *e,
 					     struct tuple *scratch)
 {
-	conntrack_peer_key(e, key->protocol, scratch);
-	bpf_map_delete_elem(&conntrack, scratch);
+	if (conntrack_peer(key, e, scratch))
+		bpf_map_delete_elem(&conntrack, scratch);
 	bpf_map_delete_elem(&conntrack, key);
 }
 
@@ -64,12 +85,12 @@ static __always_inline void conntrack_update(const struct packet *p, struct conn
 		e->last_seen_seconds = now;
 	if ((e->flags & CONNTRACK_REPLY) && !(e->flags & CONNTRACK_SEEN_REPLY)) {
 		e->flags |= CONNTRACK_SEEN_REPLY;
-		conntrack_flag_peer(e, p->tuple.protocol, CONNTRACK_SEEN_REPLY, scratch);
+		conntrack_flag_peer(&p->tuple, e, CONNTRACK_SEEN_REPLY, scratch);
 	}
 	if (p->tuple.protocol != IPPROTO_TCP || !(p->tcp_flags & (TCP_FIN | TCP_RST)))
 		return;
 	e->flags |= CONNTRACK_CLOSING;
-	conntrack_flag_peer(e, p->tuple.protocol,
+	conntrack_flag_peer(&p->tuple, e,
 			    (p->tcp_flags & TCP_RST) ? CONNTRACK_CLOSING | CONNTRACK_PEER_CLOSING
 						     : CONNTRACK_PEER_CLOSING,
 			    scratch);

@@ -118,7 +118,8 @@ type FairleadNodeSettings struct {
 	NodeIpv6          FairleadAddress
 	MasqueradePortMin uint16
 	MasqueradePortMax uint16
-	Pad               uint32
+	HandledTcIndex    uint16
+	Pad               uint16
 }
 
 type FairleadPrefixKey struct {
@@ -193,6 +194,7 @@ const (
 	FairleadMapFrontends             = "frontends"
 	FairleadMapInternalSources       = "internal_sources"
 	FairleadMapNetnsAddresses        = "netns_addresses"
+	FairleadMapNextHops              = "next_hops"
 	FairleadMapScratchRoom           = "scratch_room"
 	FairleadMapServices              = "services"
 	FairleadMapSettings              = "settings"
@@ -285,6 +287,7 @@ type FairleadMapSpecs struct {
 	Frontends       *ebpf.MapSpec `ebpf:"frontends"`
 	InternalSources *ebpf.MapSpec `ebpf:"internal_sources"`
 	NetnsAddresses  *ebpf.MapSpec `ebpf:"netns_addresses"`
+	NextHops        *ebpf.MapSpec `ebpf:"next_hops"`
 	ScratchRoom     *ebpf.MapSpec `ebpf:"scratch_room"`
 	Services        *ebpf.MapSpec `ebpf:"services"`
 	Settings        *ebpf.MapSpec `ebpf:"settings"`
@@ -329,6 +332,7 @@ type FairleadMaps struct {
 	Frontends       *ebpf.Map `ebpf:"frontends"`
 	InternalSources *ebpf.Map `ebpf:"internal_sources"`
 	NetnsAddresses  *ebpf.Map `ebpf:"netns_addresses"`
+	NextHops        *ebpf.Map `ebpf:"next_hops"`
 	ScratchRoom     *ebpf.Map `ebpf:"scratch_room"`
 	Services        *ebpf.Map `ebpf:"services"`
 	Settings        *ebpf.Map `ebpf:"settings"`
@@ -349,6 +353,7 @@ func (m *FairleadMaps) Close() error {
 		m.Frontends,
 		m.InternalSources,
 		m.NetnsAddresses,
+		m.NextHops,
 		m.ScratchRoom,
 		m.Services,
 		m.Settings,

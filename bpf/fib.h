@@ -10,7 +10,12 @@
 
 /* Set on packets that were handled, so that the egress program and a second
  * device leave them alone. Read by tc and nothing else. */
-#define HANDLED_TC_INDEX 0xfa1d
+static __always_inline __u16 handled_tc_index(void)
+{
+	struct node_settings *conf = get_settings();
+
+	return conf && conf->handled_tc_index ? conf->handled_tc_index : 0xfa1d;
+}
 
 enum route {
 	ROUTE_FORWARD,	 /* fib holds the next hop */
@@ -30,7 +35,67 @@ static __always_inline __u16 wire_bytes(struct __sk_buff *skb, const struct pack
 	return p->ip_bytes;
 }
 
-static __always_inline enum route find_route(struct __sk_buff *skb, struct scratch *s)
+/* What the routing table said within the last second, so that not every packet
+ * asks it: a look-up there costs as much as all else that is done to a packet.
+ * One place for each value of a small hash; per CPU, so nobody else writes. */
+struct next_hop {
+	struct address source;
+	struct address destination;
+	__u32 from_ifindex;
+	__u32 seconds; /* when it was asked */
+	__u32 ifindex;
+	__u16 mtu;
+	__u8 dmac[ETH_ALEN];
+	__u8 smac[ETH_ALEN];
+};
+
+#define NEXT_HOPS 1024 /* a power of two */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct next_hop);
+	__uint(max_entries, NEXT_HOPS);
+} next_hops SEC(".maps");
+
+static __always_inline struct next_hop *next_hop_of(const struct conntrack_entry *e)
+{
+	__u32 index = e->source.word[3] ^ e->destination.word[3] ^ e->source.word[2] ^ e->destination.word[2];
+
+	index *= 0x9e3779b1; /* Knuth, 6.4: multiplicative hashing */
+	index = (index >> 16) & (NEXT_HOPS - 1);
+	return bpf_map_lookup_elem(&next_hops, &index);
+}
+
+static __always_inline bool next_hop_known(struct __sk_buff *skb, struct scratch *s, const struct next_hop *hop)
+{
+	const struct conntrack_entry *e = &s->entry;
+
+	/* The entry was touched by this very packet. */
+	if (hop->seconds != e->last_seen_seconds || hop->from_ifindex != skb->ifindex ||
+	    !address_equal(&hop->destination, &e->destination) || !address_equal(&hop->source, &e->source) ||
+	    wire_bytes(skb, &s->packet) > hop->mtu)
+		return false;
+	s->fib.ifindex = hop->ifindex;
+	__builtin_memcpy(s->fib.dmac, hop->dmac, ETH_ALEN);
+	__builtin_memcpy(s->fib.smac, hop->smac, ETH_ALEN);
+	return true;
+}
+
+static __always_inline void note_next_hop(struct __sk_buff *skb, const struct scratch *s, struct next_hop *hop)
+{
+	hop->seconds = 0;
+	hop->source = s->entry.source;
+	hop->destination = s->entry.destination;
+	hop->from_ifindex = skb->ifindex;
+	hop->ifindex = s->fib.ifindex;
+	hop->mtu = s->fib.mtu_result;
+	__builtin_memcpy(hop->dmac, s->fib.dmac, ETH_ALEN);
+	__builtin_memcpy(hop->smac, s->fib.smac, ETH_ALEN);
+	hop->seconds = s->entry.last_seen_seconds;
+}
+
+static __always_inline enum route ask_route(struct __sk_buff *skb, struct scratch *s)
 {
 	struct bpf_fib_lookup *fib = &s->fib;
 	const struct packet *p = &s->packet;
@@ -64,6 +129,19 @@ static __always_inline enum route find_route(struct __sk_buff *skb, struct scrat
 	}
 }
 
+static __always_inline enum route find_route(struct __sk_buff *skb, struct scratch *s)
+{
+	struct next_hop *hop = next_hop_of(&s->entry);
+	enum route route;
+
+	if (hop && next_hop_known(skb, s, hop))
+		return ROUTE_FORWARD;
+	route = ask_route(skb, s);
+	if (hop && route == ROUTE_FORWARD)
+		note_next_hop(skb, s, hop);
+	return route;
+}
+
 /* An answer for the node itself bears the Service's address once translated,
  * and strict reverse path filtering (RFC 3704) takes that only from the device
  * that leads there: so it goes in by that one. */
@@ -95,7 +173,7 @@ static __always_inline int send_on(struct __sk_buff *skb, const struct scratch *
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
 
-	skb->tc_index = HANDLED_TC_INDEX;
+	skb->tc_index = handled_tc_index();
 	if (route == ROUTE_RESOLVE)
 		return bpf_redirect_neigh(s->fib.ifindex, 0, 0, 0);
 	if ((void *)(eth + 1) > end)

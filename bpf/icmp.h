@@ -24,6 +24,8 @@ static __always_inline int parse_quoted(struct __sk_buff *skb, const struct pack
 			return -1;
 		address_from_words(&q->tuple.source, ip6.saddr.in6_u.u6_addr32);
 		address_from_words(&q->tuple.destination, ip6.daddr.in6_u.u6_addr32);
+		if (address_is_ipv4(&q->tuple.source) || address_is_ipv4(&q->tuple.destination))
+			return -1;
 		q->tuple.protocol = ip6.nexthdr;
 		q->l4_offset = q->ip_offset + IPV6_BYTES;
 	} else {
@@ -37,6 +39,9 @@ static __always_inline int parse_quoted(struct __sk_buff *skb, const struct pack
 		q->l4_offset = q->ip_offset + ip.ihl * 4;
 	}
 	if (!is_balanced_protocol(q->tuple.protocol))
+		return -1;
+	/* Not out of the padding behind the packet's end. */
+	if (q->l4_offset + sizeof(ports) > (__u32)p->ip_bytes + ETH_BYTES)
 		return -1;
 	if (bpf_skb_load_bytes(skb, q->l4_offset, &ports, sizeof(ports)))
 		return -1;
@@ -112,12 +117,14 @@ static __always_inline enum outcome translate_icmp_error(struct __sk_buff *skb, 
 	 * name that this side knows. */
 	if (!address_equal(&p->tuple.source, &s->key.source))
 		s->entry.source = p->tuple.source;
-	*route = side == FROM_HOST ? ROUTE_LOCAL : find_route(skb, s);
+	*route = side == FROM_HOST ? ROUTE_LOCAL : ask_route(skb, s);
 	if (*route == ROUTE_NONE || *route == ROUTE_TOO_BIG) {
 		s->reason = DROP_NO_ROUTE;
 		return DROP_PACKET;
 	}
-	if (rewrite_outer(skb, s, *route != ROUTE_LOCAL && p->ttl > 1))
+	if (p->ttl <= 1)
+		*route = ROUTE_LOCAL; /* the stack ends it */
+	if (rewrite_outer(skb, s, *route != ROUTE_LOCAL))
 		return DROP_PACKET;
 	return SEND;
 }

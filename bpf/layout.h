@@ -194,6 +194,8 @@ struct fragment_key {
 struct fragment_ports {
 	__be16 source_port;
 	__be16 destination_port;
+	__u8 protocol;
+	__u8 pad[3];
 };
 
 /* Which address a network namespace's sockets speak from. */
@@ -209,7 +211,10 @@ struct node_settings {
 	struct address node_ipv6;
 	__u16 masquerade_port_min; /* host byte order, both inclusive */
 	__u16 masquerade_port_max;
-	__u32 pad;
+	/* tc_index of packets that were handled: another value in each network
+	 * namespace, since it goes with a packet through a veth. 0: the default. */
+	__u16 handled_tc_index;
+	__u16 pad;
 };
 
 /* Reasons of fairlead_drops_total; the Go names are in dataplane/ebpf/drops.go. */

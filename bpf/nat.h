@@ -103,11 +103,31 @@ static __always_inline __u16 next_port(const struct node_settings *conf, __u32 n
 	return conf->masquerade_port_min + n % range;
 }
 
-/* Whether an entry is this very flow's (its forward half was evicted). */
-static __always_inline bool is_same_flow(const struct conntrack_entry *e, const struct tuple *forward)
+static __always_inline void make_other_half(const struct conntrack_entry *e, const struct tuple *t,
+					    struct conntrack_entry *other)
 {
-	return e->source_port == forward->destination_port && e->destination_port == forward->source_port &&
-	       address_equal(&e->source, &forward->destination) && address_equal(&e->destination, &forward->source);
+	*other = *e;
+	other->source = t->destination;
+	other->destination = t->source;
+	other->source_port = t->destination_port;
+	other->destination_port = t->source_port;
+	other->flags ^= CONNTRACK_REPLY;
+}
+
+/* The map may evict one half of a flow. It is put back, unless another flow
+ * has its place by now: then this half must not be used either. Looking at it
+ * also keeps it from being evicted. */
+static __always_inline bool conntrack_is_whole(struct scratch *s, const struct conntrack_entry *e)
+{
+	const struct tuple *t = &s->packet.tuple;
+	struct conntrack_entry *peer, other;
+
+	conntrack_peer_key(e, t->protocol, &s->key);
+	peer = bpf_map_lookup_elem(&conntrack, &s->key);
+	if (peer)
+		return is_other_half(peer, t);
+	make_other_half(e, t, &other);
+	return !bpf_map_update_elem(&conntrack, &s->key, &other, BPF_NOEXIST);
 }
 
 /* The Backend's answers to a flow must not be taken for answers to a connection
@@ -132,15 +152,11 @@ static __always_inline bool is_flow_port(const struct node_settings *conf, __u16
 static __always_inline int enter_reply(struct scratch *s, const struct node_settings *conf)
 {
 	const struct tuple *forward = &s->packet.tuple;
-	struct conntrack_entry reply = s->entry, *taken;
+	struct conntrack_entry reply, *taken;
 	__u32 n = bpf_get_prandom_u32();
 	long err;
 
-	reply.source = forward->destination;
-	reply.destination = forward->source;
-	reply.source_port = forward->destination_port;
-	reply.destination_port = forward->source_port;
-	reply.flags |= CONNTRACK_REPLY;
+	make_other_half(&s->entry, forward, &reply);
 	if (!keeps_port(bpf_ntohs(forward->source_port)))
 		s->entry.source_port = bpf_htons(next_port(conf, n));
 	for (int i = 0; i < MASQUERADE_PORT_TRIES; i++) {
@@ -151,11 +167,11 @@ static __always_inline int enter_reply(struct scratch *s, const struct node_sett
 		taken = bpf_map_lookup_elem(&conntrack, &s->key);
 		if (!taken)
 			return DROP_CONNTRACK_FULL + 1;
-		if (is_same_flow(taken, forward)) {
+		if (is_other_half(taken, forward)) {
 			bpf_map_update_elem(&conntrack, &s->key, &reply, BPF_ANY);
 			return 0;
 		}
-		s->entry.source_port = bpf_htons(next_port(conf, n + i));
+		s->entry.source_port = bpf_htons(next_port(conf, n + 1 + i));
 	}
 	return DROP_PORTS_EXHAUSTED + 1;
 }

@@ -38,6 +38,8 @@ struct packet {
 	__u8 ttl;
 	__u8 tcp_flags;
 	__u8 icmp_type;
+	__u8 fragment_protocol; /* next header behind the fragment header */
+	bool ports_unknown;	/* a later fragment whose first was not seen */
 };
 
 enum parse_result {
@@ -88,6 +90,7 @@ static __always_inline enum parse_result parse_ipv6_extensions(struct __sk_buff 
 			*next = fragment.nexthdr;
 			*offset += sizeof(fragment);
 			p->fragment_id = fragment.identification;
+			p->fragment_protocol = fragment.nexthdr;
 			if (bpf_ntohs(fragment.frag_off) & 0xfff8) {
 				p->later_fragment = true;
 				return PARSE_OK;
@@ -121,6 +124,7 @@ static __always_inline enum parse_result parse_ipv4(struct __sk_buff *skb, struc
 	p->dont_fragment = fragment & IPV4_DONT_FRAGMENT;
 	if (fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS)) {
 		p->fragment_id = ip->id;
+		p->fragment_protocol = ip->protocol;
 		p->later_fragment = fragment & IPV4_FRAGMENT_OFFSET;
 		p->first_fragment = !p->later_fragment;
 	}
@@ -141,6 +145,10 @@ static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, struc
 	p->dont_fragment = true;
 	address_from_words(&p->tuple.source, ip->saddr.in6_u.u6_addr32);
 	address_from_words(&p->tuple.destination, ip->daddr.in6_u.u6_addr32);
+	/* On the wire an IPv4-mapped address is nobody's (RFC 4291, 2.5.5.2); in
+	 * the maps it is an IPv4 one. */
+	if (address_is_ipv4(&p->tuple.source) || address_is_ipv4(&p->tuple.destination))
+		return PARSE_PASS;
 	p->ip_bytes = bpf_ntohs(ip->payload_len) + IPV6_BYTES;
 	p->ttl = ip->hop_limit;
 	next = ip->nexthdr;
@@ -151,27 +159,47 @@ static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, struc
 	return r;
 }
 
-static __always_inline enum parse_result fragment_ports(struct packet *p)
+/* Ports of a datagram in fragments: noted from the first, known of the later
+ * ones. Before the L4 header of the first, IPv6 may have more extension
+ * headers, so the later ones learn their protocol from it too. */
+static __always_inline void fragment_ports(struct packet *p)
 {
 	struct fragment_key key = {};
-	struct fragment_ports value, *known;
+	struct fragment_ports value = {}, *known;
 
 	key.source = p->tuple.source;
 	key.destination = p->tuple.destination;
 	key.id = p->fragment_id;
-	key.protocol = p->tuple.protocol;
+	key.protocol = p->fragment_protocol;
 	if (p->first_fragment) {
 		value.source_port = p->tuple.source_port;
 		value.destination_port = p->tuple.destination_port;
+		value.protocol = p->tuple.protocol;
 		bpf_map_update_elem(&fragments, &key, &value, BPF_ANY);
-		return PARSE_OK;
+		return;
 	}
 	known = bpf_map_lookup_elem(&fragments, &key);
-	if (!known)
-		return PARSE_PASS;
+	if (!known) {
+		p->ports_unknown = true;
+		return;
+	}
 	p->tuple.source_port = known->source_port;
 	p->tuple.destination_port = known->destination_port;
-	return PARSE_OK;
+	p->tuple.protocol = known->protocol;
+}
+
+/* Whether the lengths in the headers can be true. What is cut short or claims
+ * more than there is, is left to the stack, which drops it. A train of segments
+ * has one header for all of them, and no length of its own. */
+static __always_inline bool lengths_hold(const struct __sk_buff *skb, const struct packet *p)
+{
+	__u32 need = p->l4_offset - ETH_BYTES;
+
+	if (skb->gso_size)
+		return true;
+	if (!p->later_fragment)
+		need += p->tuple.protocol == IPPROTO_TCP ? 20 : 8;
+	return p->ip_bytes >= need && (__u32)p->ip_bytes + ETH_BYTES <= skb->len;
 }
 
 /* The L4 header if `bytes` of it are in the linear part, else 0. The empty asm
@@ -239,17 +267,21 @@ static __always_inline enum parse_result parse(struct __sk_buff *skb, struct pac
 		r = parse_ipv6(skb, p);
 	if (r != PARSE_OK)
 		return r;
-	if (p->later_fragment)
-		return is_balanced_protocol(p->tuple.protocol) ? fragment_ports(p) : PARSE_PASS;
+	if (!lengths_hold(skb, p))
+		return PARSE_PASS;
+	if (p->later_fragment) {
+		fragment_ports(p);
+		return PARSE_OK;
+	}
 	if (!is_balanced_protocol(p->tuple.protocol) && p->tuple.protocol != IPPROTO_ICMP &&
 	    p->tuple.protocol != IPPROTO_ICMPV6)
 		return PARSE_PASS;
 	if (p->l4_offset > ETH_BYTES + IPV6_BYTES)
 		pull_headers(skb, p->l4_offset + 20);
 	r = parse_l4(skb, p);
-	if (r != PARSE_OK)
-		return r;
-	return p->first_fragment && is_balanced_protocol(p->tuple.protocol) ? fragment_ports(p) : PARSE_OK;
+	if (r == PARSE_OK && p->first_fragment && is_balanced_protocol(p->tuple.protocol))
+		fragment_ports(p);
+	return r;
 }
 
 #endif

@@ -14,7 +14,7 @@ enum side {
 
 static __always_inline int send_back(struct __sk_buff *skb, enum side side)
 {
-	skb->tc_index = HANDLED_TC_INDEX;
+	skb->tc_index = handled_tc_index();
 	return bpf_redirect(skb->ifindex, side == FROM_HOST ? BPF_F_INGRESS : 0);
 }
 

@@ -40,9 +40,10 @@ static __always_inline __u32 little_endian32(__u32 v)
 #endif
 }
 
-/* What changes in the checksum field (memory order) when the 32 bits of the
+/* A function of its own, which the verifier walks once for all its callers.
+ * What changes in the checksum field (memory order) when the 32 bits of the
  * ports change by `ports` (exclusive or, memory order) in a packet of `bytes`. */
-static __always_inline __u32 sctp_checksum_change(__u32 ports, __u32 bytes)
+__noinline __u32 sctp_checksum_change(__u32 ports, __u32 bytes)
 {
 	__u32 crc = little_endian32(ports), zeros = bytes - sizeof(ports);
 

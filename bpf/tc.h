@@ -14,23 +14,27 @@ static __always_inline enum outcome translate(struct __sk_buff *skb, struct scra
 	struct packet *p = &s->packet;
 	bool step_ttl;
 
-	*route = find_route(skb, s);
+	/* The node's own answers are routed already: only their source changes. */
+	*route = side == FROM_HOST && (s->entry.flags & CONNTRACK_REPLY) ? ROUTE_LOCAL : find_route(skb, s);
 	s->reason = DROP_NO_ROUTE;
 	if (*route == ROUTE_NONE)
+		return DROP_PACKET;
+	/* What the node sends to a Backend of its own would leave by the wrong
+	 * device, and can't be put in again: its source is the node's. */
+	if (*route == ROUTE_LOCAL && side == FROM_HOST && !(s->entry.flags & CONNTRACK_REPLY))
 		return DROP_PACKET;
 	if (*route == ROUTE_TOO_BIG) {
 		if (p->dont_fragment)
 			return TOO_BIG;
 		*route = ROUTE_LOCAL; /* the stack fragments it */
 	}
-	/* The node's own answers are routed already: only their source changes.
-	 * A packet at the end of its life is left to the stack, which says so. */
-	if ((side == FROM_HOST && (s->entry.flags & CONNTRACK_REPLY)) || (side != FROM_HOST && p->ttl <= 1))
+	/* A packet at the end of its life is left to the stack, which says so. */
+	if (side != FROM_HOST && p->ttl <= 1)
 		*route = ROUTE_LOCAL;
 	step_ttl = side != FROM_HOST && *route != ROUTE_LOCAL;
 	if (*route == ROUTE_LOCAL && side != FROM_HOST && (s->entry.flags & CONNTRACK_REPLY))
 		*route = find_way_in(skb, s);
-	s->reason = DROP_MALFORMED;
+	s->reason = p->tuple.protocol == IPPROTO_SCTP ? DROP_SCTP_CHECKSUM : DROP_MALFORMED;
 	if (rewrite(skb, p, &s->entry, step_ttl))
 		return DROP_PACKET;
 	count_packet(s->entry.service, s->entry.flags & CONNTRACK_REPLY, skb->len);
@@ -164,6 +168,7 @@ static __always_inline enum outcome keep_apart(struct scratch *s)
 	const struct tuple *t = &s->packet.tuple;
 	struct node_settings *conf = get_settings();
 	struct conntrack_entry *taken;
+	struct tuple other;
 	int failed;
 
 	if (!conf || !is_flow_port(conf, bpf_ntohs(t->source_port)))
@@ -178,7 +183,7 @@ static __always_inline enum outcome keep_apart(struct scratch *s)
 	if (!taken || !(taken->flags & CONNTRACK_REPLY))
 		return LEAVE;
 	if (taken->flags & CONNTRACK_CLOSING && taken->flags & CONNTRACK_PEER_CLOSING) {
-		bpf_map_delete_elem(&conntrack, &s->key);
+		conntrack_delete(&s->key, taken, &other);
 		return LEAVE;
 	}
 	s->choice.address = t->destination;
@@ -191,12 +196,27 @@ static __always_inline enum outcome keep_apart(struct scratch *s)
 	return failed ? DROP_PACKET : TRANSLATE;
 }
 
+/* Whether an answer to this source could reach a host: not the unspecified
+ * address, loopback, multicast or broadcast (RFC 1122, 3.2.2; RFC 4443, 2.4). */
+static __always_inline bool is_host_source(const struct address *a)
+{
+	if (address_is_ipv4(a))
+		return a->word[3] && !address_is_loopback(a) && bpf_ntohl(a->word[3]) < 0xe0000000;
+	return !address_is_zero(a) && !address_is_loopback(a) && (bpf_ntohl(a->word[0]) >> 24) != 0xff;
+}
+
 /* A packet of no known flow. */
 static __always_inline enum outcome decide_new(struct scratch *s, enum side side)
 {
 	const struct tuple *t = &s->packet.tuple;
-	struct frontend *f = find_frontend(&t->destination, t->destination_port, t->protocol);
+	struct frontend *f;
 
+	if (!is_host_source(&t->source))
+		return LEAVE;
+	f = find_frontend(&t->destination, t->destination_port, t->protocol);
+	s->reason = DROP_FRAGMENT;
+	if (s->packet.later_fragment)
+		return f ? DROP_PACKET : LEAVE;
 	if (f)
 		return begin_flow(s, f, side);
 	if (t->protocol == IPPROTO_TCP && (s->packet.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
@@ -213,6 +233,11 @@ static __always_inline enum outcome decide(struct scratch *s, enum side side)
 		conntrack_delete(&s->packet.tuple, e, &s->key);
 		e = 0;
 	}
+	/* Once a second is often enough: a half goes in a full map only. */
+	if (e && e->last_seen_seconds != now_seconds() && !conntrack_is_whole(s, e)) {
+		bpf_map_delete_elem(&conntrack, &s->packet.tuple);
+		e = 0;
+	}
 	if (!e)
 		return decide_new(s, side);
 	conntrack_update(&s->packet, e, &s->key);
@@ -227,6 +252,9 @@ static __always_inline enum outcome handle(struct __sk_buff *skb, struct scratch
 	__builtin_memset(&s->packet, 0, sizeof(s->packet));
 	if (parse(skb, &s->packet) != PARSE_OK)
 		return LEAVE;
+	s->reason = DROP_FRAGMENT;
+	if (s->packet.ports_unknown)
+		return is_cluster_ip(&s->packet.tuple.destination) ? DROP_PACKET : LEAVE;
 	if (!is_balanced_protocol(s->packet.tuple.protocol))
 		return is_icmp_error(&s->packet) ? translate_icmp_error(skb, s, side, route) : LEAVE;
 	o = decide(s, side);
@@ -238,8 +266,11 @@ static __always_inline int handle_packet(struct __sk_buff *skb, enum side side)
 	struct scratch *s = get_scratch();
 	enum route route = ROUTE_LOCAL;
 
-	/* What is merely forwarded was seen at its ingress. */
-	if (!s || skb->tc_index == HANDLED_TC_INDEX || (side == FROM_HOST && skb->ingress_ifindex))
+	/* What is merely forwarded was seen at its ingress; what is tagged comes
+	 * again by its VLAN's device; what is for another host is not ours. (A
+	 * port of a bridge sees what is between its pods.) */
+	if (!s || skb->tc_index == handled_tc_index() || (side == FROM_HOST && skb->ingress_ifindex) ||
+	    (skb->vlan_present && (skb->vlan_tci & 0xfff)) || (side == FROM_UPLINK && skb->pkt_type != PACKET_HOST))
 		return TC_ACT_UNSPEC;
 	switch (handle(skb, s, side, &route)) {
 	case SEND:

@@ -20,6 +20,7 @@ func (d *Dataplane) initSettings() error {
 	if s.HostNetnsCookie, err = netnsCookie(); err != nil {
 		d.options.Logger.Warn("this kernel tells no network namespace cookies: NodePorts on loopback addresses are off", "error", err)
 	}
+	s.HandledTcIndex = uint16(s.HostNetnsCookie) | 0x8000 // not 0, which is every packet's
 	s.MasqueradePortMin, s.MasqueradePortMax = d.options.MasqueradePortMin, d.options.MasqueradePortMax
 	if s.MasqueradePortMin > s.MasqueradePortMax {
 		return fmt.Errorf("masquerade ports %d to %d: the first must not be above the last", s.MasqueradePortMin, s.MasqueradePortMax)
