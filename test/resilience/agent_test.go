@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,8 +27,9 @@ import (
 type agent struct {
 	cmd     *exec.Cmd
 	log     logBuffer
-	started int64 // before it was started, CLOCK_MONOTONIC in nanoseconds
-	stopped int64 // before it was told to stop
+	started int64         // before it was started, CLOCK_MONOTONIC in nanoseconds
+	stopped int64         // before it was told to stop
+	short   time.Duration // cpuShort when it was started
 	exited  chan struct{}
 	err     error
 }
@@ -62,7 +62,7 @@ func (b *bed) startAgent(build int, more ...string) *agent {
 		"--service-cidr", join(conformance.ServiceCIDRs), "--metrics-bind-address=", "--healthz-bind-address=")
 	a.cmd.Args = append(a.cmd.Args, more...)
 	a.cmd.Stderr = &a.log
-	a.started = monotonic()
+	a.started, a.short = monotonic(), cpuShort()
 	if err := b.thread.start(a.cmd, b.member("host1").CgroupDir); err != nil {
 		b.t.Fatalf("start the agent: %v", err)
 	}
@@ -162,17 +162,15 @@ func (b *bed) command(args ...string) (string, error) {
 	return string(out), nil
 }
 
-// starved is how long the agent's threads waited for a CPU.
-func (a *agent) starved() (d time.Duration) {
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", a.cmd.Process.Pid))
-	for _, path := range tasks {
-		text, _ := os.ReadFile(path) // sched-stats.rst: run, wait (nanoseconds), slices
-		if f := strings.Fields(string(text)); len(f) == 3 {
-			n, _ := strconv.ParseInt(f[1], 10, 64)
-			d += time.Duration(n)
-		}
-	}
-	return d
+// cpuShort is how long, since the machine started, somebody waited for a CPU: a
+// busy machine keeps an agent from its work, and that is not the agent's. 0
+// where the kernel does not say (PSI, Documentation/accounting/psi.rst).
+func cpuShort() time.Duration {
+	text, _ := os.ReadFile("/proc/pressure/cpu")
+	some, _, _ := strings.Cut(string(text), "\n")
+	_, total, _ := strings.Cut(some, "total=")
+	n, _ := strconv.ParseInt(total, 10, 64)
+	return time.Duration(n) * time.Microsecond
 }
 
 // settled is when the kernel was seen to hold what the world wants.
@@ -215,6 +213,12 @@ func (b *bed) settle(w *world, patient func() bool) (settled, error) {
 func within(d time.Duration) func() bool {
 	deadline := time.Now().Add(d)
 	return func() bool { return time.Now().Before(deadline) }
+}
+
+// within is patience that ends with the agent.
+func (a *agent) within(d time.Duration) func() bool {
+	patient := within(d)
+	return func() bool { return patient() && a.alive() == nil }
 }
 
 var sameAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })

@@ -76,7 +76,7 @@ func (k *killTown) sizeAfter(a *agent, changes int) (size, error) {
 		}
 		time.Sleep(growthPace)
 	}
-	if _, err := k.settle(k.world, within(5*time.Second)); err != nil {
+	if _, err := k.settle(k.world, a.within(10*time.Second)); err != nil {
 		return size{}, errors.Join(err, a.alive())
 	}
 	// A sweep has files open: take the least of a while.

@@ -21,7 +21,7 @@ const alone = 2 * time.Second
 func TestAgentIsReplacedAndStoppedWithoutALossAndCleanedUpWhole(t *testing.T) {
 	k := newKillTown(t, rand.New(rand.NewPCG(1, 1)))
 	first := k.startAgent(0)
-	if _, err := k.settle(k.world, within(10*time.Second)); err != nil {
+	if _, err := k.settle(k.world, first.within(10*time.Second)); err != nil {
 		t.Fatalf("first agent: %v\n%s", err, first.log.String())
 	}
 	loads := k.everyPath(streamsFor, loadPlan{Patience: patience}, 1)
@@ -34,7 +34,7 @@ func TestAgentIsReplacedAndStoppedWithoutALossAndCleanedUpWhole(t *testing.T) {
 	if err := k.change(); err != nil {
 		t.Fatal(err)
 	}
-	took, err := k.settle(k.world, within(5*time.Second))
+	took, err := k.settle(k.world, second.within(5*time.Second))
 	if err != nil || !strings.Contains(second.log.String(), "version=resilience-b") {
 		t.Fatalf("second agent: %v\n%s", err, second.log.String())
 	}
