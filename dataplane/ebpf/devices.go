@@ -98,9 +98,17 @@ func (d *devices) kick() {
 // namespace, since a program is attached to an ifindex of the caller's.
 func (d *devices) run(ctx context.Context) {
 	runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
-	if err := netns.Set(d.ns); err != nil {
-		d.log.Error("enter network namespace of the devices", "error", err)
-		return
+	// Entering takes CAP_SYS_ADMIN; in a pod of the host's network this thread
+	// is there already.
+	here, err := netns.Get()
+	if err == nil {
+		defer here.Close()
+	}
+	if err != nil || !here.Equal(d.ns) {
+		if err := netns.Set(d.ns); err != nil {
+			d.log.Error("enter network namespace of the devices: those that come later are not attached to", "error", err)
+			return
+		}
 	}
 	for {
 		d.follow(ctx)
@@ -124,11 +132,11 @@ func (d *devices) follow(ctx context.Context) {
 		default:
 		}
 	}
-	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{Namespace: &d.ns, ErrorCallback: fail}); err != nil {
+	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: fail}); err != nil {
 		d.log.Warn("watch devices", "error", err)
 		return
 	}
-	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{Namespace: &d.ns, ErrorCallback: fail}); err != nil {
+	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: fail}); err != nil {
 		d.log.Warn("watch routes", "error", err)
 		return
 	}
