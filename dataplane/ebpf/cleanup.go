@@ -15,7 +15,8 @@ import (
 // of the packet path end with it.
 func Cleanup(o Options) (removed []string, err error) {
 	o = o.withDefaults()
-	var errs []error
+	removed, err = removeClsact()
+	errs := []error{err}
 	for _, sub := range []string{"links", "maps"} {
 		pins, err := filepath.Glob(filepath.Join(o.pinDir(), sub, "*"))
 		if err != nil {

@@ -37,6 +37,7 @@ type devices struct {
 	ns       netns.NsHandle
 	route    *netlink.Handle
 	wake     chan struct{}
+	clsact   bool // the kernel has no tcx
 
 	mu       sync.Mutex
 	primary  []netip.Addr
@@ -64,7 +65,7 @@ func newDevices(o Options, p *bpf.FairleadPrograms) (*devices, error) {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
 	d := &devices{
-		options: o, programs: p, log: o.Logger, ns: ns, route: h,
+		options: o, programs: p, log: o.Logger, ns: ns, route: h, clsact: o.Clsact || haveTCX() != nil,
 		wake: make(chan struct{}, 1), attached: map[int]role{}, skipped: map[int]bool{},
 	}
 	if err := d.reconcile(); err != nil {
@@ -272,6 +273,9 @@ func (d *devices) attach(ifindex int, r role) error {
 }
 
 func (d *devices) attachOne(ifindex int, way string, at ebpf.AttachType, p *ebpf.Program) error {
+	if d.clsact {
+		return attachClsact(d.route, ifindex, way, p)
+	}
 	pin := d.pin(ifindex, way)
 	done, err := replaceProgram(pin, p, func(i *link.Info) bool {
 		t := i.TCX()

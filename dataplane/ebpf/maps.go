@@ -139,11 +139,14 @@ func closeMaps(maps map[string]*ebpf.Map) {
 	}
 }
 
-// loadPrograms loads all programs against the given maps. Programs that this
-// kernel can't have are left out where `optional` names them.
+// loadPrograms loads all programs against the given maps. The sweeps are nil
+// where the kernel lacks what they call (bpf_sock_destroy, 6.5).
 func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*bpf.FairleadPrograms, error) {
-	var progs bpf.FairleadPrograms
-	err := spec.LoadAndAssign(&progs, &ebpf.CollectionOptions{MapReplacements: maps})
+	if haveKfunc("bpf_sock_destroy") != nil {
+		delete(spec.Programs, "fairlead_sweep_udp")
+		delete(spec.Programs, "fairlead_sweep_tcp")
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
 	if err != nil {
 		var ve *ebpf.VerifierError
 		if errors.As(err, &ve) {
@@ -151,5 +154,14 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*bpf.Fa
 		}
 		return nil, fmt.Errorf("load eBPF programs: %w (run `fairlead check`)", err)
 	}
-	return &progs, nil
+	defer coll.Close()
+	return &bpf.FairleadPrograms{
+		FairleadConnect4: coll.DetachProgram("fairlead_connect4"), FairleadConnect6: coll.DetachProgram("fairlead_connect6"),
+		FairleadSendmsg4: coll.DetachProgram("fairlead_sendmsg4"), FairleadSendmsg6: coll.DetachProgram("fairlead_sendmsg6"),
+		FairleadRecvmsg4: coll.DetachProgram("fairlead_recvmsg4"), FairleadRecvmsg6: coll.DetachProgram("fairlead_recvmsg6"),
+		FairleadGetpeername4: coll.DetachProgram("fairlead_getpeername4"), FairleadGetpeername6: coll.DetachProgram("fairlead_getpeername6"),
+		FairleadFromUplink: coll.DetachProgram("fairlead_from_uplink"), FairleadFromPod: coll.DetachProgram("fairlead_from_pod"),
+		FairleadFromHost: coll.DetachProgram("fairlead_from_host"),
+		FairleadSweepUdp: coll.DetachProgram("fairlead_sweep_udp"), FairleadSweepTcp: coll.DetachProgram("fairlead_sweep_tcp"),
+	}, nil
 }

@@ -39,6 +39,10 @@ type Options struct {
 	// or the node's primary address, physical ones and tunnels.
 	Devices []string
 
+	// Clsact attaches the packet path as classic filters even where the kernel
+	// has tcx. A switch between the two wants a Cleanup first.
+	Clsact bool
+
 	// Sizes of the maps, in entries; 0 for the default. A flow takes two
 	// ConntrackMax entries; its default is the machine's memory / 64 KiB,
 	// between 16,384 and 1,048,576. SlotsMax is the sum of all BackendSets,

@@ -63,6 +63,10 @@ const (
 
 func newSweeper(p *bpf.FairleadPrograms, netns *ebpf.Map, log *slog.Logger) (*sweeper, error) {
 	s := &sweeper{log: log, wake: make(chan struct{}, 1), netns: netns}
+	if p.FairleadSweepUdp == nil {
+		log.Warn("this kernel cannot end sockets of removed Backends (bpf_sock_destroy, 6.5): connected UDP sockets stay with them")
+		return s, nil
+	}
 	var err error
 	if s.udp, err = link.AttachIter(link.IterOptions{Program: p.FairleadSweepUdp}); err != nil {
 		return nil, fmt.Errorf("attach UDP socket iterator: %w", err)
@@ -75,6 +79,9 @@ func newSweeper(p *bpf.FairleadPrograms, netns *ebpf.Map, log *slog.Logger) (*sw
 }
 
 func (s *sweeper) close() {
+	if s.udp == nil {
+		return
+	}
 	s.udp.Close()
 	s.tcp.Close()
 }
@@ -123,6 +130,9 @@ func (s *sweeper) run(ctx context.Context) {
 }
 
 func (s *sweeper) sweep(what sweeps) {
+	if s.udp == nil {
+		return
+	}
 	eachNetns(func() {
 		for kind, it := range map[sweeps]*link.Iter{sweepUDP: s.udp, sweepTCP: s.tcp} {
 			if what&kind == 0 {

@@ -4,6 +4,7 @@ package conformance_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"fairlead.dev/dataplane"
@@ -18,4 +19,21 @@ func TestEBPFTreatsPacketsAsKubernetesDocuments(t *testing.T) {
 			return ebpf.New(context.Background(), ebpf.Options{BPFFS: n.BPFFS, CgroupRoot: n.CgroupRoot, Devices: n.Devices})
 		},
 	})
+}
+
+// Before kernel 6.6 the packet path is attached otherwise; that it is the same
+// path is shown by the cases that leave the node.
+func TestEBPFWithoutTCXTreatsPacketsTheSame(t *testing.T) {
+	var cases []conformance.Case
+	for _, c := range conformance.Cases() {
+		if strings.HasPrefix(c.ID, "nodeport-") || strings.HasPrefix(c.ID, "path-") {
+			cases = append(cases, c)
+		}
+	}
+	conformance.RunCases(t, conformance.Target{
+		Name: "ebpf-clsact",
+		New: func(n *conformance.Node) (dataplane.Dataplane, error) {
+			return ebpf.New(context.Background(), ebpf.Options{BPFFS: n.BPFFS, CgroupRoot: n.CgroupRoot, Devices: n.Devices, Clsact: true})
+		},
+	}, cases)
 }
