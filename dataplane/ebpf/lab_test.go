@@ -62,9 +62,30 @@ func newLab(t testing.TB) *lab {
 	return l
 }
 
+// TestMain first removes what runs of these tests that were killed left.
+func TestMain(m *testing.M) {
+	forDead := func(pattern string, remove func(path string)) {
+		paths, _ := filepath.Glob(pattern)
+		for _, path := range paths {
+			_, pid, _ := strings.Cut(filepath.Base(path), "-") // fairlead-<what>-PID[-...]
+			_, pid, _ = strings.Cut(pid, "-")
+			pid, _, _ = strings.Cut(pid, "-")
+			if _, err := os.Stat("/proc/" + pid); err != nil {
+				remove(path)
+			}
+		}
+	}
+	forDead("/run/netns/fairlead-test-*-*", func(path string) { netns.DeleteNamed(filepath.Base(path)) })
+	forDead(filepath.Join(os.TempDir(), "fairlead-bpffs-*"), func(path string) { unix.Unmount(path, unix.MNT_DETACH); os.Remove(path) })
+	if root, err := findCgroup2(); err == nil {
+		forDead(filepath.Join(root, "fairlead-test-*"), func(path string) { os.Remove(path) })
+	}
+	os.Exit(m.Run())
+}
+
 func mountBPFFS(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "fairlead-bpffs-*")
+	dir, err := os.MkdirTemp("", fmt.Sprintf("fairlead-bpffs-%d-*", os.Getpid()))
 	if err != nil {
 		t.Fatal(err)
 	}
