@@ -65,6 +65,10 @@ type Options struct {
 	// Run gives up with its error. 0: DefaultFirstSyncTimeout.
 	FirstSyncTimeout time.Duration
 
+	// FirstSynced is called once, when the kernel has the whole Table for the
+	// first time. Changes wait until it returns. nil: nothing.
+	FirstSynced func()
+
 	// HealthzBindAddress is HOST:PORT of /healthz and /livez. Empty: not served.
 	HealthzBindAddress string
 	// MetricsBindAddress is HOST:PORT of /metrics. Empty: not served.

@@ -111,6 +111,9 @@ func (l *loop) firstSync(ctx context.Context) error {
 		case !l.lost:
 			l.c.opts.Log.Info("kernel in line with the rule table", "dataplane", l.c.opts.Dataplane.Name(),
 				"services", len(l.sizes), "frontends", l.total.frontends, "changed", n, "took", time.Since(start))
+			if f := l.c.opts.FirstSynced; f != nil {
+				f()
+			}
 			return nil
 		case time.Since(start) > l.c.opts.FirstSyncTimeout:
 			return fmt.Errorf("dataplane %s cannot program the kernel, see fairlead check: %w", l.c.opts.Dataplane.Name(), err)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -125,6 +126,36 @@ func TestAFirstSyncThatFailsForAWhileIsTriedAgain(t *testing.T) {
 	eventually(t, "the Service", func() bool { return a.backends(1) == "10.244.0.1" })
 	if n := a.model.Syncs(); n != 3 {
 		t.Errorf("%d Syncs, want 3", n)
+	}
+}
+
+func TestFirstSyncedIsCalledOnceAndWhenTheKernelHasTheTable(t *testing.T) {
+	var calls atomic.Int32
+	var kernel dataplane.Table
+	var a *agent
+	a = newAgent(t, func(o *Options) {
+		o.CheckInterval = time.Millisecond
+		o.FirstSynced = func() {
+			if calls.Add(1) == 1 {
+				kernel = a.model.Kernel()
+			}
+		}
+	})
+	boom := errors.New("not yet")
+	a.model.FailNext(boom, boom)
+	a.source.do(func(h source.Handler) { give(h, 1, "10.244.0.1"); h.OnSynced() })
+	eventually(t, "some checks", func() bool { return a.model.Syncs() > 5 })
+	a.model.FailNext(boom)
+	a.source.do(func(h source.Handler) { h.OnEndpointSlice(keyOf("s1"), testSlice(1, "10.244.0.2")) })
+	eventually(t, "the change", func() bool { return a.backends(1) == "10.244.0.2" })
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if n := calls.Load(); n != 1 {
+		t.Errorf("called %d times", n)
+	}
+	if kernel.Services[serviceName("s1")] == nil {
+		t.Errorf("called when the kernel held %v", kernel.Services)
 	}
 }
 

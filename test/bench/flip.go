@@ -90,6 +90,9 @@ func (b *bench) flips(a *agent, from string, services int) error {
 		}
 		row.Checks, row.CheckMs = len(ms), median(ms)
 	}
+	if row.Memory, err = a.memory(); err != nil {
+		return err
+	}
 	row.P50Ms, row.P99Ms, row.MaxMs = percentile(took, 50), percentile(took, 99), percentile(took, 100)
 	b.report.Flip = append(b.report.Flip, row)
 	return a.leave()

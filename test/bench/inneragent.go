@@ -24,7 +24,7 @@ import (
 )
 
 // gcPercent is that of `fairlead run` (cmd/fairlead/run.go).
-const gcPercent = 50
+const gcPercent = 25
 
 // innerAgent is the agent without its command line and with a Source that
 // makes its objects: controller, compile and the ebpf Dataplane are the real
@@ -69,7 +69,6 @@ func cpuTime() int64 {
 
 func (a *innerAgent) load(o loadOrder) (r loaded, err error) {
 	a.order = o
-	debug.SetGCPercent(gcPercent)
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	if o.Profile != "" {
 		if a.cpu, err = os.Create(o.Profile + "-cpu.pprof"); err != nil {
@@ -95,6 +94,12 @@ func (a *innerAgent) load(o loadOrder) (r loaded, err error) {
 	a.dp, a.failed = &timed{Dataplane: inner, first: make(chan struct{})}, make(chan error, 1)
 	c, err := controller.New(controller.Options{
 		Source: a.source, Dataplane: a.dp, NodeName: nodeName, Log: log, CheckInterval: o.CheckInterval,
+		FirstSynced: func() {
+			go func() {
+				debug.SetGCPercent(gcPercent)
+				debug.FreeOSMemory()
+			}()
+		},
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 	})
 	if err != nil {

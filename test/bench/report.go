@@ -45,6 +45,7 @@ type flipRow struct {
 	P50Ms, P99Ms, MaxMs float64
 	Checks              int
 	CheckMs             float64
+	Memory              memory // after them
 }
 
 type costRow struct{ WallMs, CPUMs float64 }
@@ -113,9 +114,9 @@ func (r *report) print(out io.Writer) error {
 		}
 	}
 	if len(r.Flip) > 0 {
-		line("\nflip, ms\tServices x 10\tflips\tp50\tp99\tmax\tchecks\tms each\t")
+		line("\nflip, ms\tServices x 10\tflips\tp50\tp99\tmax\tchecks\tms each\tRSS MiB\tanonymous\t")
 		for _, f := range r.Flip {
-			line("%s\t%d\t%d\t%.2f\t%.2f\t%.2f\t%d\t%.0f\t  p99 %s", f.From, f.Services, f.Flips, f.P50Ms, f.P99Ms, f.MaxMs, f.Checks, f.CheckMs, goal(f.P99Ms, 5))
+			line("%s\t%d\t%d\t%.2f\t%.2f\t%.2f\t%d\t%.0f\t%.1f\t%.1f\t  p99 %s", f.From, f.Services, f.Flips, f.P50Ms, f.P99Ms, f.MaxMs, f.Checks, f.CheckMs, f.Memory.RSS, f.Memory.Anonymous, goal(f.P99Ms, 5))
 		}
 	}
 	if len(r.Load) > 0 {
