@@ -108,7 +108,7 @@ func (d *duel) reset() {
 	d.must(clearMap(o.Affinity))
 	d.log = nil
 	d.model.Flows, d.model.Affinity = map[packetmodel.Tuple]*packetmodel.Flow{}, map[packetmodel.Client]packetmodel.Sticky{}
-	d.model.Fragments, d.model.Drops = map[packetmodel.Datagram][2]uint16{}, map[packetmodel.Reason]int{}
+	d.model.Fragments, d.model.Drops = map[packetmodel.Datagram]packetmodel.L4{}, map[packetmodel.Reason]int{}
 }
 
 // route is the rig's routing table.
@@ -186,6 +186,9 @@ func (d *duel) play(data []byte) {
 			d.renew(1 + uint32(s.byte())%uint32(len(d.model.Generations)))
 			continue
 		}
+		if flows := d.evictable(); s.one(16) && len(flows) > 0 {
+			d.evict(pick(s, flows...))
+		}
 		s.flows = d.flows()
 		at, frame := s.step()
 		d.packet(at, frame)
@@ -211,11 +214,27 @@ func (d *duel) renew(id uint32) {
 	d.log = append(d.log, fmt.Sprintf("Backend %d made anew", id))
 }
 
+// evict takes half a flow out of the table, and lets a second pass: what is
+// left looks for it then.
+func (d *duel) evict(t packetmodel.Tuple) {
+	delete(d.model.Flows, t)
+	d.must(d.objects.Conntrack.Delete(flow{t.Source, t.Destination, t.SourcePort, t.DestinationPort, t.Protocol}.key()))
+	d.log = append(d.log, fmt.Sprintf("%v evicted", t))
+	now := monotonic()
+	for _, t := range d.flows() {
+		key := flow{t.Source, t.Destination, t.SourcePort, t.DestinationPort, t.Protocol}.key()
+		var e entry
+		d.must(d.objects.Conntrack.Lookup(key, &e))
+		e.LastSeenSeconds = now - 2 // the clock of the programs is a coarse one
+		d.must(d.objects.Conntrack.Put(key, e))
+	}
+}
+
 func (d *duel) packet(at hook, frame []byte) {
 	d.t.Helper()
 	// A test run takes no frame that ends within its IP header, and no device
 	// gives one beyond its MTU.
-	if len(frame) > 1514 || len(frame) < 34 || frame[12] == 0x86 && len(frame) < 54 || d.disputed(at, frame) != "" {
+	if len(frame) > 1514 || len(frame) < 34 || frame[12] == 0x86 && len(frame) < 54 || disputed(frame) {
 		return
 	}
 	got, out, err := d.run(at, frame)

@@ -217,7 +217,10 @@ func (p packet) forwarded(to, from mac) packet {
 // split gives the packet as two fragments, the first with n bytes of what
 // follows the IP header (a multiple of 8).
 func (p packet) split(n int) (first, later packet) {
-	l4 := p.l4()
+	l4 := p.raw
+	if l4 == nil {
+		l4 = p.l4()
+	}
 	first, later = p, p
 	first.raw, later.raw = l4[:n], l4[n:]
 	if !p.isIPv6() {

@@ -5,6 +5,7 @@ package bpf_test
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"fairlead.dev/bpf/packetmodel"
 )
@@ -14,6 +15,8 @@ import (
 type script struct {
 	b     []byte
 	flows []packetmodel.Tuple // known by now: packets of them are likely
+	later *packet             // the fragment that comes after the last packet
+	at    hook                // of later
 }
 
 func (s *script) byte() byte {
@@ -48,6 +51,11 @@ var scriptPorts = []uint16{80, 8080, 40000, 40001, 81, 82, 83, 84, 85, 86, 87, 3
 
 // step gives the next packet: where, and its frame.
 func (s *script) step() (hook, []byte) {
+	if s.later != nil {
+		at, p := s.at, *s.later
+		s.later = nil
+		return at, s.damage(p.bytes())
+	}
 	at := pick(s, arriving, leavingPod, leavingHost, leavingThin, hostToPod)
 	p := s.any(at)
 	switch mode := s.byte() % 8; {
@@ -61,7 +69,7 @@ func (s *script) step() (hook, []byte) {
 	}
 	s.headers(&p)
 	if s.one(4) {
-		p = s.fragment(p)
+		p = s.fragment(at, p)
 	}
 	return at, s.damage(p.bytes())
 }
@@ -136,14 +144,24 @@ func (s *script) icmp(p *packet) {
 	}
 }
 
-func (s *script) fragment(p packet) packet {
-	l4 := p.l4()
-	n := min(8*int(1+s.byte()%8), len(l4))
+// fragment cuts a packet in two, and gives one part now and perhaps the other
+// next. In IPv6 options may come between the fragment header and L4.
+func (s *script) fragment(at hook, p packet) packet {
+	p.raw = p.l4()
+	if p.isIPv6() && s.one(4) {
+		p.raw = slices.Concat([]byte{p.proto}, optionsHeader(60, 1).body, p.raw)
+		p.proto = 60
+	}
+	n := min(8*int(1+s.byte()%8), len(p.raw))
 	first, later := p.split(n)
-	if s.one(2) {
+	switch s.byte() % 4 {
+	case 0:
+		return later
+	case 1:
 		return first
 	}
-	return later
+	s.later, s.at = &later, at
+	return first
 }
 
 // damage makes a frame one that no sender would send.

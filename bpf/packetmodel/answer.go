@@ -14,8 +14,6 @@ const quoteMax = 120
 func (h *handling) reject(r Reason) Outcome {
 	h.Drops[r]++
 	switch {
-	case h.p.later: // RFC 1122, 3.2.2, and no TCP header is here
-		return Outcome{Verdict: Drop}
 	case h.p.tuple.Protocol == tcp:
 		return h.reset()
 	case h.p.ipv6:
@@ -26,7 +24,7 @@ func (h *handling) reject(r Reason) Outcome {
 
 func (h *handling) tooBig(mtu int) Outcome {
 	switch {
-	case h.p.later:
+	case h.p.later: // RFC 1122, 3.2.2
 		return Outcome{Verdict: Drop}
 	case h.p.ipv6:
 		return h.icmp(2, 0, uint32(mtu)) // RFC 4443, 3.2

@@ -122,11 +122,18 @@ type Sticky struct {
 	Generation uint32
 }
 
-// Datagram names what fragments belong to.
+// Datagram names what fragments belong to. Protocol is what the header that
+// tells of fragments says is next (RFC 8200, 4.5), not always the last.
 type Datagram struct {
 	Source, Destination netip.Addr
 	ID                  uint32
 	Protocol            uint8
+}
+
+// L4 is what only a datagram's first fragment tells.
+type L4 struct {
+	SourcePort, DestinationPort uint16
+	Protocol                    uint8
 }
 
 // Hop is where the routing table sends a packet.
@@ -170,7 +177,7 @@ type State struct {
 
 	Flows     map[Tuple]*Flow
 	Affinity  map[Client]Sticky
-	Fragments map[Datagram][2]uint16
+	Fragments map[Datagram]L4
 	Drops     map[Reason]int
 }
 
@@ -185,31 +192,27 @@ type Outcome struct {
 
 // Handle takes a frame at a device and says what becomes of it.
 func (s *State) Handle(side Side, device string, frame []byte, choose Chooser) Outcome {
-	p, ok := s.parse(device, frame)
+	p, ok := s.parse(side, device, frame)
 	if !ok {
 		return Outcome{Verdict: Stack, Frame: frame}
 	}
 	h := handling{s, side, device, p, choose}
+	t := &h.p.tuple
 	switch {
+	case p.later:
+		l4, known := s.Fragments[p.datagram]
+		if !known {
+			return h.unknownFragment()
+		}
+		t.SourcePort, t.DestinationPort, t.Protocol = l4.SourcePort, l4.DestinationPort, l4.Protocol
 	case p.isICMPError():
 		return h.icmpError()
-	case !isBalanced(p.tuple.Protocol):
+	case !isBalanced(t.Protocol):
 		return h.leave()
-	case p.later && !s.fragmentPorts(&p):
-		return h.unknownFragment()
+	case p.first:
+		s.Fragments[p.datagram] = L4{t.SourcePort, t.DestinationPort, t.Protocol}
 	}
-	if p.first {
-		s.Fragments[p.datagram] = [2]uint16{p.tuple.SourcePort, p.tuple.DestinationPort}
-	}
-	h.p = p
 	return h.balanced()
-}
-
-// fragmentPorts gives a later fragment the ports of the first.
-func (s *State) fragmentPorts(p *packet) bool {
-	ports, ok := s.Fragments[p.datagram]
-	p.tuple.SourcePort, p.tuple.DestinationPort = ports[0], ports[1]
-	return ok
 }
 
 // handling is one packet's way.
@@ -244,6 +247,10 @@ func (h *handling) balanced() Outcome {
 		h.forget(t, f)
 		f = nil
 	}
+	if f != nil && !h.isWhole(t, f) {
+		delete(h.Flows, t)
+		f = nil
+	}
 	if f == nil {
 		return h.newFlow()
 	}
@@ -266,6 +273,21 @@ func (h *handling) isOver(f *Flow) bool {
 	}
 	begins := h.p.flags&(syn|ack) == syn
 	return begins && (f.Closing || f.PeerClose || gone && !f.SeenReply)
+}
+
+// isWhole: the table may lose half a flow, which is put back unless another
+// flow has its place. (The programs look once a second; whoever takes a half
+// away beside them has to let that second pass.)
+func (h *handling) isWhole(t Tuple, f *Flow) bool {
+	at := f.To.reversed()
+	if h.Flows[at] != nil {
+		return h.peer(t, f) != nil
+	}
+	other := *f
+	other.To, other.Reply = t.reversed(), !f.Reply
+	other.Closing, other.PeerClose = f.PeerClose, f.Closing
+	h.Flows[at] = &other
+	return true
 }
 
 // forget removes a flow, and its other half where that is still its own.
@@ -315,6 +337,13 @@ func (h *handling) newFlow() Outcome {
 	f := h.Frontends[Endpoint{t.Destination, t.DestinationPort, t.Protocol}]
 	begins := t.Protocol != tcp || h.p.flags&(syn|ack) == syn
 	switch {
+	case isNoHost(t.Source): // neither could an answer go there
+		return h.leave()
+	case h.p.later: // the first would have begun a flow
+		if f != nil {
+			return h.drop(FragmentUnknown)
+		}
+		return h.leave()
 	case f != nil:
 		return h.toFrontend(f)
 	case !begins:

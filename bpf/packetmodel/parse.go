@@ -50,9 +50,9 @@ func (p *packet) isICMPError() bool {
 }
 
 // parse reports false for all that the path leaves to the stack.
-func (s *State) parse(device string, frame []byte) (packet, bool) {
+func (s *State) parse(side Side, device string, frame []byte) (packet, bool) {
 	p := packet{frame: frame}
-	if len(frame) < ethernetBytes || s.isForOthers(device, frame) {
+	if len(frame) < ethernetBytes || side == FromUplink && [6]byte(frame[:6]) != s.LinkAddress[device] {
 		return p, false
 	}
 	ok := false
@@ -63,23 +63,16 @@ func (s *State) parse(device string, frame []byte) (packet, bool) {
 		p.ipv6 = true
 		ok = p.parseIPv6(frame[ethernetBytes:])
 	}
-	if !ok || isNoHost(p.tuple.Source) {
+	if !ok {
 		return p, false
 	}
-	p.datagram.Source, p.datagram.Destination, p.datagram.Protocol = p.tuple.Source, p.tuple.Destination, p.tuple.Protocol
+	p.datagram.Source, p.datagram.Destination = p.tuple.Source, p.tuple.Destination
 	return p, p.later || p.parseL4()
-}
-
-// isForOthers: a frame to another machine, which a device sees that is
-// promiscuous or that a switch floods.
-func (s *State) isForOthers(device string, frame []byte) bool {
-	own, known := s.LinkAddress[device]
-	return known && frame[0]&1 == 0 && [6]byte(frame[:6]) != own
 }
 
 // isNoHost: a source that names no single host (RFC 1122, 3.2.1.3; RFC 4291).
 func isNoHost(a netip.Addr) bool {
-	return a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) || a.Is4In6()
+	return a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is4() && a.As4()[0] >= 240
 }
 
 func (p *packet) parseIPv4(b []byte) bool {
@@ -98,7 +91,7 @@ func (p *packet) parseIPv4(b []byte) bool {
 	p.df = fragment&0x4000 != 0
 	p.later = fragment&0x1fff != 0
 	p.first = !p.later && fragment&0x2000 != 0
-	p.datagram.ID = uint32(binary.BigEndian.Uint16(b[4:]))
+	p.datagram.ID, p.datagram.Protocol = uint32(binary.BigEndian.Uint16(b[4:])), b[9]
 	return true
 }
 
@@ -113,7 +106,8 @@ func (p *packet) parseIPv6(b []byte) bool {
 	p.l3 = b[:n]
 	p.tuple.Source, p.tuple.Destination = netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
 	p.ttl, p.df = b[7], true // IPv6 is never fragmented on the way
-	return !p.tuple.Destination.Is4In6() && p.walk(b[6])
+	// On the wire an IPv4-mapped address is nobody's (RFC 4291, 2.5.5.2).
+	return !p.tuple.Source.Is4In6() && !p.tuple.Destination.Is4In6() && p.walk(b[6])
 }
 
 // walk finds the last header (RFC 8200, 4; RFC 4302).
@@ -139,7 +133,7 @@ func (p *packet) walk(next uint8) bool {
 			}
 			size = 8
 			at += 8
-			p.datagram.ID = binary.BigEndian.Uint32(rest[4:])
+			p.datagram.ID, p.datagram.Protocol = binary.BigEndian.Uint32(rest[4:]), rest[0]
 			offset := binary.BigEndian.Uint16(rest[2:])
 			p.later, p.first = offset&^7 != 0, offset&^7 == 0 && offset&1 != 0
 			if p.later {

@@ -18,6 +18,10 @@ func (h *handling) translate(f *Flow) Outcome {
 	switch {
 	case hop.Kind == Blackhole:
 		return h.drop(NoRoute)
+	case toStack && h.side == FromHost && !f.Reply:
+		// A Backend of the node's own: it is on its way out already, and with
+		// the node's source it could not come in again.
+		return h.drop(NoRoute)
 	case !toStack && len(h.p.l3) > hop.MTU && h.p.df:
 		h.Drops[TooBig]++
 		return h.tooBig(hop.MTU)
@@ -130,7 +134,7 @@ func (h *handling) rewriteAddresses(out *Outcome, source, destination netip.Addr
 func (h *handling) icmpError() Outcome {
 	at := h.p.l4 + 8
 	q, ports, ok := h.quoted(at)
-	if !ok {
+	if !ok || isNoHost(h.p.tuple.Source) { // (RFC 1812, 5.3.7)
 		return h.leave()
 	}
 	f := h.Flows[q.reversed()] // the quote went the other way
