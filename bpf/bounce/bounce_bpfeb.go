@@ -20,15 +20,26 @@ type BounceFresh struct {
 	Rounds   uint32
 }
 
+type BounceKnownFlow struct {
+	_               structs.HostLayout
+	Source          uint32
+	Destination     uint32
+	SourcePort      uint16
+	DestinationPort uint16
+	Protocol        uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	BounceMapFreshPacket = "fresh_packet"
-	BounceMapMeasured    = "measured"
-	BounceProgBegin      = "begin"
-	BounceProgBounce     = "bounce"
-	BounceProgNothing    = "nothing"
+	BounceMapFreshPacket   = "fresh_packet"
+	BounceMapKnownFlows    = "known_flows"
+	BounceMapMeasured      = "measured"
+	BounceProgBegin        = "begin"
+	BounceProgBounce       = "bounce"
+	BounceProgBounceRouted = "bounce_routed"
+	BounceProgNothing      = "nothing"
 )
 
 // LoadBounce returns the embedded CollectionSpec for Bounce.
@@ -73,9 +84,10 @@ type BounceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BounceProgramSpecs struct {
-	Begin   *ebpf.ProgramSpec `ebpf:"begin"`
-	Bounce  *ebpf.ProgramSpec `ebpf:"bounce"`
-	Nothing *ebpf.ProgramSpec `ebpf:"nothing"`
+	Begin        *ebpf.ProgramSpec `ebpf:"begin"`
+	Bounce       *ebpf.ProgramSpec `ebpf:"bounce"`
+	BounceRouted *ebpf.ProgramSpec `ebpf:"bounce_routed"`
+	Nothing      *ebpf.ProgramSpec `ebpf:"nothing"`
 }
 
 // BounceMapSpecs contains maps before they are loaded into the kernel.
@@ -83,6 +95,7 @@ type BounceProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type BounceMapSpecs struct {
 	FreshPacket *ebpf.MapSpec `ebpf:"fresh_packet"`
+	KnownFlows  *ebpf.MapSpec `ebpf:"known_flows"`
 	Measured    *ebpf.MapSpec `ebpf:"measured"`
 }
 
@@ -113,12 +126,14 @@ func (o *BounceObjects) Close() error {
 // It can be passed to LoadBounceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BounceMaps struct {
 	FreshPacket *ebpf.Map `ebpf:"fresh_packet"`
+	KnownFlows  *ebpf.Map `ebpf:"known_flows"`
 	Measured    *ebpf.Map `ebpf:"measured"`
 }
 
 func (m *BounceMaps) Close() error {
 	return _BounceClose(
 		m.FreshPacket,
+		m.KnownFlows,
 		m.Measured,
 	)
 }
@@ -133,15 +148,17 @@ type BounceVariables struct {
 //
 // It can be passed to LoadBounceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BouncePrograms struct {
-	Begin   *ebpf.Program `ebpf:"begin"`
-	Bounce  *ebpf.Program `ebpf:"bounce"`
-	Nothing *ebpf.Program `ebpf:"nothing"`
+	Begin        *ebpf.Program `ebpf:"begin"`
+	Bounce       *ebpf.Program `ebpf:"bounce"`
+	BounceRouted *ebpf.Program `ebpf:"bounce_routed"`
+	Nothing      *ebpf.Program `ebpf:"nothing"`
 }
 
 func (p *BouncePrograms) Close() error {
 	return _BounceClose(
 		p.Begin,
 		p.Bounce,
+		p.BounceRouted,
 		p.Nothing,
 	)
 }
