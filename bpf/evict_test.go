@@ -56,8 +56,7 @@ func TestEviction(t *testing.T) {
 		},
 		{
 			sentence: "the half that is put back knows which side has closed", protos: []uint8{tcp},
-			disputed: "the programs copy the flags as they are",
-			given:    onlyForward(flowClosing), steps: func(w world) []step { return []step{forward(w)} },
+			given: onlyForward(flowClosing), steps: func(w world) []step { return []step{forward(w)} },
 			then: func(s *state, w world) {
 				e, ok := s.conntrack(to(w).reversed())
 				if want := uint8(flowReply | flowMasquerade | flowSeenReply | flowPeerClosing); !ok || e.Flags != want {

@@ -176,6 +176,27 @@ func collisions() []fixture {
 			},
 		},
 		{
+			sentence: "the port of a flow that ended some seconds ago is taken again, and that flow is gone whole", protos: []uint8{tcp},
+			given: func(s *state, w world) {
+				masqueraded(s, w)
+				over := func(f uint8) func(*entry) {
+					return func(e *entry) {
+						e.Service, e.Flags = 1, f|flowMasquerade|flowSeenReply|flowClosing|flowPeerClosing
+						e.LastSeenSeconds -= 10
+					}
+				}
+				sent, to := flowOf(w.first(w.vip, servicePort).source(w.client, 5555)), flow{w.node, w.remote, 40000, targetPort, w.proto}
+				s.putConntrack(sent, to, over(0))
+				s.putConntrack(to.reversed(), sent.reversed(), over(flowReply))
+			},
+			steps: func(w world) []step { return []step{through(w, w.other, 5555, 40000)} },
+			then: func(s *state, w world) {
+				if n := s.conntrackCount(); n != 2 {
+					s.t.Errorf("%d conntrack entries, want the new flow's 2", n)
+				}
+			},
+		},
+		{
 			sentence: "a flow whose forward half was evicted gets its own port back",
 			given:    masqueraded,
 			steps: func(w world) []step {

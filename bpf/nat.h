@@ -111,7 +111,12 @@ static __always_inline void make_other_half(const struct conntrack_entry *e, con
 	other->destination = t->source;
 	other->source_port = t->destination_port;
 	other->destination_port = t->source_port;
-	other->flags ^= CONNTRACK_REPLY;
+	/* What one side has closed, the other sees closed by its peer. */
+	other->flags = (e->flags & ~(CONNTRACK_CLOSING | CONNTRACK_PEER_CLOSING)) ^ CONNTRACK_REPLY;
+	if (e->flags & CONNTRACK_CLOSING)
+		other->flags |= CONNTRACK_PEER_CLOSING;
+	if (e->flags & CONNTRACK_PEER_CLOSING)
+		other->flags |= CONNTRACK_CLOSING;
 }
 
 /* The map may evict one half of a flow. It is put back, unless another flow
@@ -146,6 +151,18 @@ static __always_inline bool is_flow_port(const struct node_settings *conf, __u16
 	return port < 1024 || (port >= conf->masquerade_port_min && port <= conf->masquerade_port_max);
 }
 
+/* How long the tuple of a flow that ended stays its own: a last segment may be
+ * on its way. Without taking them again, the ports to one Backend would be gone
+ * at some hundred short connections a second. */
+#define ENDED_REST_SECONDS 3
+
+static __always_inline bool has_ended(const struct conntrack_entry *e)
+{
+	__u8 both = CONNTRACK_CLOSING | CONNTRACK_PEER_CLOSING;
+
+	return (e->flags & both) == both && now_seconds() - e->last_seen_seconds >= ENDED_REST_SECONDS;
+}
+
 /* Enters the reply's half of the flow that s->entry describes (its forward
  * tuple), choosing another source port while the wanted one is taken. 0 or a
  * drop reason + 1. */
@@ -153,6 +170,7 @@ static __always_inline int enter_reply(struct scratch *s, const struct node_sett
 {
 	const struct tuple *forward = &s->packet.tuple;
 	struct conntrack_entry reply, *taken;
+	struct tuple ended;
 	__u32 n = bpf_get_prandom_u32();
 	long err;
 
@@ -167,11 +185,14 @@ static __always_inline int enter_reply(struct scratch *s, const struct node_sett
 		taken = bpf_map_lookup_elem(&conntrack, &s->key);
 		if (!taken)
 			return DROP_CONNTRACK_FULL + 1;
-		if (is_other_half(taken, forward)) {
-			bpf_map_update_elem(&conntrack, &s->key, &reply, BPF_ANY);
-			return 0;
+		if (!is_other_half(taken, forward)) {
+			if (!has_ended(taken)) {
+				s->entry.source_port = bpf_htons(next_port(conf, n + 1 + i));
+				continue;
+			}
+			conntrack_delete(&s->key, taken, &ended);
 		}
-		s->entry.source_port = bpf_htons(next_port(conf, n + 1 + i));
+		return bpf_map_update_elem(&conntrack, &s->key, &reply, BPF_ANY) ? DROP_CONNTRACK_FULL + 1 : 0;
 	}
 	return DROP_PORTS_EXHAUSTED + 1;
 }
