@@ -187,7 +187,12 @@ func (d *duel) play(data []byte) {
 			continue
 		}
 		if flows := d.evictable(); s.one(16) && len(flows) > 0 {
-			d.evict(pick(s, flows...))
+			t := pick(s, flows...)
+			back := d.model.Flows[t].To
+			d.evict(t)
+			for _, frame := range s.usurp(back) {
+				d.packet(arriving, frame)
+			}
 		}
 		s.flows = d.flows()
 		at, frame := s.step()

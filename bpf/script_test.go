@@ -164,6 +164,24 @@ func (s *script) fragment(at hook, p packet) packet {
 	return first
 }
 
+// usurp has the first packets of flows, of which one may take the place that a
+// flow lost, and then a packet of the flow that lost it, whose answers look like
+// back.
+func (s *script) usurp(back packetmodel.Tuple) [][]byte {
+	mine := s.any(arriving)
+	mine.src, mine.dst, mine.sport, mine.dport, mine.proto = back.Destination, back.Source, back.DestinationPort, back.SourcePort, back.Protocol
+	mine.payload = nil
+	var out [][]byte
+	for _, a := range scriptAddresses[mine.isIPv6()][:7] {
+		theirs := mine
+		theirs.flags, theirs.src = syn, a
+		if a != mine.src {
+			out = append(out, theirs.bytes())
+		}
+	}
+	return append(out, mine.bytes())
+}
+
 // damage makes a frame one that no sender would send.
 func (s *script) damage(b []byte) []byte {
 	switch s.byte() % 16 {
