@@ -155,10 +155,24 @@ func (o observed) Backend(t packetmodel.Tuple, among []packetmodel.Backend) pack
 			return b
 		}
 	}
-	if ok { // without an entry there was no port for it, whichever it was
+	if ok {
 		o.fail("%v went to %v:%d, not one of %v", t, e.Destination, e.DestinationPort, among)
 	}
-	return among[0]
+	// Without an entry there was no port for it, so it was the busiest.
+	return slices.MaxFunc(among, func(a, b packetmodel.Backend) int { return cmp.Compare(o.busy(a), o.busy(b)) })
+}
+
+// busy is how many flows a Backend has at most from one address.
+func (o observed) busy(b packetmodel.Backend) int {
+	flows := map[netip.Addr]int{}
+	most := 0
+	for t := range o.model.Flows {
+		if t.Source == b.Address && t.SourcePort == b.Port {
+			flows[t.Destination]++
+			most = max(most, flows[t.Destination])
+		}
+	}
+	return most
 }
 
 func (o observed) Port(t packetmodel.Tuple, among []uint16) uint16 {
