@@ -47,4 +47,13 @@ static __always_inline bool address_is_loopback(const struct address *a)
 	return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == 0 && a->word[3] == bpf_htonl(1);
 }
 
+/* Whether an answer to this source could reach a host: not the unspecified
+ * address, loopback, multicast or broadcast (RFC 1122, 3.2.2; RFC 4443, 2.4). */
+static __always_inline bool is_host_source(const struct address *a)
+{
+	if (address_is_ipv4(a))
+		return a->word[3] && !address_is_loopback(a) && bpf_ntohl(a->word[3]) < 0xe0000000;
+	return !address_is_zero(a) && !address_is_loopback(a) && (bpf_ntohl(a->word[0]) >> 24) != 0xff;
+}
+
 #endif

@@ -21,6 +21,7 @@ enum route {
 	ROUTE_FORWARD,	 /* fib holds the next hop */
 	ROUTE_RESOLVE,	 /* fib holds the device; the neighbour is not known yet */
 	ROUTE_LOCAL,	 /* this node's, or left to its stack */
+	ROUTE_STACK,	 /* only the stack can tell: no forwarding here, an encapsulation */
 	ROUTE_LOCAL_VIA, /* as that; fib holds the device it must seem to enter by */
 	ROUTE_TOO_BIG,	 /* fib holds the MTU */
 	ROUTE_NONE,
@@ -124,8 +125,10 @@ static __always_inline enum route ask_route(struct __sk_buff *skb, struct scratc
 	case BPF_FIB_LKUP_RET_UNREACHABLE:
 	case BPF_FIB_LKUP_RET_PROHIBIT:
 		return ROUTE_NONE;
-	default:
+	case BPF_FIB_LKUP_RET_NOT_FWDED:
 		return ROUTE_LOCAL;
+	default:
+		return ROUTE_STACK;
 	}
 }
 

@@ -20,7 +20,6 @@ type fixture struct {
 	given    func(s *state, w world)
 	steps    func(w world) []step
 	then     func(s *state, w world)
-	disputed string // what the programs do instead; such a fixture is skipped
 }
 
 // step is one packet at a hook and what becomes of it.
@@ -137,9 +136,6 @@ func play(t *testing.T, fixtures []fixture) {
 		for _, family := range families {
 			for _, proto := range protos {
 				t.Run(f.sentence+"/"+family+"/"+protoName(proto), func(t *testing.T) {
-					if f.disputed != "" {
-						t.Skip("known: ", f.disputed)
-					}
 					s, w := newState(t), worldOf(family, proto)
 					if f.given != nil {
 						f.given(s, w)

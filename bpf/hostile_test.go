@@ -144,7 +144,6 @@ func TestHostilePackets(t *testing.T) {
 		},
 		{
 			sentence: "an ICMP error from what is no host is not sent on", // RFC 1812, 5.3.7
-			disputed: "the programs translate it and send it on",
 			given: func(s *state, w world) {
 				sent := w.first(w.vip, servicePort)
 				out := sent.source(w.node, clientPort).destination(w.remote, targetPort)

@@ -98,7 +98,8 @@ static __always_inline enum outcome translate_icmp_error(struct __sk_buff *skb, 
 	struct conntrack_entry *e;
 	struct quoted q = {};
 
-	if (parse_quoted(skb, p, &q))
+	/* RFC 1812, 5.3.7: not to be sent on. */
+	if (!is_host_source(&p->tuple.source) || parse_quoted(skb, p, &q))
 		return LEAVE;
 	s->key.source = q.tuple.destination;
 	s->key.destination = q.tuple.source;
@@ -122,7 +123,7 @@ static __always_inline enum outcome translate_icmp_error(struct __sk_buff *skb, 
 		s->reason = DROP_NO_ROUTE;
 		return DROP_PACKET;
 	}
-	if (p->ttl <= 1)
+	if (p->ttl <= 1 || *route == ROUTE_STACK)
 		*route = ROUTE_LOCAL; /* the stack ends it */
 	if (rewrite_outer(skb, s, *route != ROUTE_LOCAL))
 		return DROP_PACKET;

@@ -200,7 +200,7 @@ func (d *duel) play(data []byte) {
 			d.renew(1 + uint32(s.byte())%uint32(len(d.model.Generations)))
 			continue
 		}
-		if flows := d.evictable(); s.one(16) && len(flows) > 0 {
+		if flows := d.flows(); s.one(16) && len(flows) > 0 {
 			t := pick(s, flows...)
 			back := d.model.Flows[t].To
 			d.evict(t)
@@ -253,7 +253,7 @@ func (d *duel) packet(at hook, frame []byte) {
 	d.t.Helper()
 	// A test run takes no frame that ends within its IP header, and no device
 	// gives one beyond its MTU.
-	if len(frame) > 1514 || len(frame) < 34 || frame[12] == 0x86 && len(frame) < 54 || disputed(frame) {
+	if len(frame) > 1514 || len(frame) < 34 || frame[12] == 0x86 && len(frame) < 54 {
 		return
 	}
 	got, out, err := d.run(at, frame)

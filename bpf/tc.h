@@ -23,6 +23,8 @@ static __always_inline enum outcome translate(struct __sk_buff *skb, struct scra
 	 * device, and can't be put in again: its source is the node's. */
 	if (*route == ROUTE_LOCAL && side == FROM_HOST && !(s->entry.flags & CONNTRACK_REPLY))
 		return DROP_PACKET;
+	if (*route == ROUTE_STACK)
+		*route = ROUTE_LOCAL;
 	if (*route == ROUTE_TOO_BIG) {
 		if (p->dont_fragment)
 			return TOO_BIG;
@@ -194,15 +196,6 @@ static __always_inline enum outcome keep_apart(struct scratch *s)
 	failed = enter_flow(s, conf);
 	s->reason = failed - 1;
 	return failed ? DROP_PACKET : TRANSLATE;
-}
-
-/* Whether an answer to this source could reach a host: not the unspecified
- * address, loopback, multicast or broadcast (RFC 1122, 3.2.2; RFC 4443, 2.4). */
-static __always_inline bool is_host_source(const struct address *a)
-{
-	if (address_is_ipv4(a))
-		return a->word[3] && !address_is_loopback(a) && bpf_ntohl(a->word[3]) < 0xe0000000;
-	return !address_is_zero(a) && !address_is_loopback(a) && (bpf_ntohl(a->word[0]) >> 24) != 0xff;
 }
 
 /* A packet of no known flow. */
