@@ -84,8 +84,7 @@ e2e:
 	cd test/e2e && $(GO) run ./cmd/build-controlplane && $(GO) test -timeout 20m ./...
 
 bench: build
-	$(GO) test -run '^$$' -bench NorthSouth ./bpf
-	$(GO) run ./test/bench
+	$(GO) run ./test/bench -fairlead $(BIN)/fairlead
 
 fuzz:
 	for t in $$($(GO) list ./... | xargs -n1 -I{} sh -c '$(GO) test -list "^Fuzz" {} 2>/dev/null | grep ^Fuzz | sed "s|^|{} |"' | tr ' ' ':'); do \

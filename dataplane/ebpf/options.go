@@ -17,7 +17,7 @@ import (
 const (
 	DefaultBPFFS        = "/sys/fs/bpf"
 	DefaultFrontendsMax = 262144
-	DefaultSlotsMax     = 524288
+	DefaultSlotsMax     = 262144
 	DefaultServicesMax  = 65536
 	DefaultAffinityMax  = 65536
 	DefaultDatagramsMax = 65536

@@ -117,7 +117,7 @@ func (d *Dataplane) planBackends(p *plan, old *portState, frontends []*dataplane
 		p.added = append(p.added, refs[i])
 	}
 	p.removed = append(p.removed, old.backends[k:]...)
-	p.new.backends = slices.Clip(refs)
+	p.new.backends = slices.Clone(refs) // kept: no room that append left
 	return nil
 }
 
