@@ -75,8 +75,12 @@ func (a *innerAgent) load(o loadOrder) (r loaded, err error) {
 			return r, err
 		}
 	}
+	slots := ebpf.DefaultSlotsMax
+	if need := o.Services * 12; need > slots { // 50,000 x 10: as --slots-max would be set
+		slots = need
+	}
 	wall, cpu := monotonic(), cpuTime()
-	inner, err := ebpf.New(context.Background(), ebpf.Options{BPFFS: o.BPFFS, CgroupRoot: o.CgroupRoot, Logger: log})
+	inner, err := ebpf.New(context.Background(), ebpf.Options{BPFFS: o.BPFFS, CgroupRoot: o.CgroupRoot, SlotsMax: slots, Logger: log})
 	if err != nil {
 		return r, err
 	}
