@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -37,7 +38,12 @@ func TestAControlPlaneAnswersItsKubeconfigAndLeavesNothing(t *testing.T) {
 	if version.GitVersion != KubernetesVersion {
 		t.Errorf("the API server is %s, want %s", version.GitVersion, KubernetesVersion)
 	}
+	// The API server makes its own Service some time after it is ready.
 	s, err := client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+	for deadline := time.Now().Add(30 * time.Second); apierrors.IsNotFound(err) && time.Now().Before(deadline); {
+		time.Sleep(100 * time.Millisecond)
+		s, err = client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
