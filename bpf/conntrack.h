@@ -6,6 +6,17 @@
 #include "lb.h"
 #include "parse.h"
 
+/* The tuple of packets the other way. */
+static __always_inline void tuple_reverse(const struct tuple *t, struct tuple *reversed)
+{
+	reversed->source = t->destination;
+	reversed->destination = t->source;
+	reversed->source_port = t->destination_port;
+	reversed->destination_port = t->source_port;
+	reversed->protocol = t->protocol;
+	reversed->pad[0] = reversed->pad[1] = reversed->pad[2] = 0;
+}
+
 /* The key of the other direction's entry. */
 static __always_inline void conntrack_peer_key(const struct conntrack_entry *e, __u8 protocol, struct tuple *key)
 {

@@ -96,24 +96,32 @@ static __always_inline void note_next_hop(struct __sk_buff *skb, const struct sc
 	hop->seconds = s->entry.last_seen_seconds;
 }
 
-static __always_inline enum route ask_route(struct __sk_buff *skb, struct scratch *s)
+/* Fills s->fib with the question for a packet that came by skb's device. */
+static __always_inline void describe_way(struct __sk_buff *skb, struct scratch *s, const struct address *source,
+					 const struct address *destination)
 {
 	struct bpf_fib_lookup *fib = &s->fib;
-	const struct packet *p = &s->packet;
 
 	__builtin_memset(fib, 0, sizeof(*fib));
 	fib->ifindex = skb->ifindex;
-	fib->l4_protocol = p->tuple.protocol;
-	fib->tot_len = wire_bytes(skb, p);
-	if (p->ipv6) {
+	if (s->packet.ipv6) {
 		fib->family = AF_INET6;
-		__builtin_memcpy(fib->ipv6_src, s->entry.source.word, 16);
-		__builtin_memcpy(fib->ipv6_dst, s->entry.destination.word, 16);
+		__builtin_memcpy(fib->ipv6_src, source->word, 16);
+		__builtin_memcpy(fib->ipv6_dst, destination->word, 16);
 	} else {
 		fib->family = AF_INET;
-		fib->ipv4_src = s->entry.source.word[3];
-		fib->ipv4_dst = s->entry.destination.word[3];
+		fib->ipv4_src = source->word[3];
+		fib->ipv4_dst = destination->word[3];
 	}
+}
+
+static __always_inline enum route ask_route(struct __sk_buff *skb, struct scratch *s)
+{
+	struct bpf_fib_lookup *fib = &s->fib;
+
+	describe_way(skb, s, &s->entry.source, &s->entry.destination);
+	fib->l4_protocol = s->packet.tuple.protocol;
+	fib->tot_len = wire_bytes(skb, &s->packet);
 	switch (bpf_fib_lookup(skb, fib, sizeof(*fib), 0)) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 		return ROUTE_FORWARD;
@@ -152,17 +160,7 @@ static __always_inline enum route find_way_in(struct __sk_buff *skb, struct scra
 {
 	struct bpf_fib_lookup *fib = &s->fib;
 
-	__builtin_memset(fib, 0, sizeof(*fib));
-	fib->ifindex = skb->ifindex;
-	if (s->packet.ipv6) {
-		fib->family = AF_INET6;
-		__builtin_memcpy(fib->ipv6_src, s->entry.destination.word, 16);
-		__builtin_memcpy(fib->ipv6_dst, s->entry.source.word, 16);
-	} else {
-		fib->family = AF_INET;
-		fib->ipv4_src = s->entry.destination.word[3];
-		fib->ipv4_dst = s->entry.source.word[3];
-	}
+	describe_way(skb, s, &s->entry.destination, &s->entry.source);
 	if (bpf_fib_lookup(skb, fib, sizeof(*fib), 0) != BPF_FIB_LKUP_RET_SUCCESS || fib->ifindex == skb->ifindex)
 		return ROUTE_LOCAL;
 	/* What enters must be addressed to the device. */

@@ -101,12 +101,7 @@ static __always_inline enum outcome translate_icmp_error(struct __sk_buff *skb, 
 	/* RFC 1812, 5.3.7: not to be sent on. */
 	if (!is_host_source(&p->tuple.source) || parse_quoted(skb, p, &q))
 		return LEAVE;
-	s->key.source = q.tuple.destination;
-	s->key.destination = q.tuple.source;
-	s->key.source_port = q.tuple.destination_port;
-	s->key.destination_port = q.tuple.source_port;
-	s->key.protocol = q.tuple.protocol;
-	s->key.pad[0] = s->key.pad[1] = s->key.pad[2] = 0;
+	tuple_reverse(&q.tuple, &s->key);
 	e = bpf_map_lookup_elem(&conntrack, &s->key);
 	if (!e)
 		return LEAVE;

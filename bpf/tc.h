@@ -175,12 +175,7 @@ static __always_inline enum outcome keep_apart(struct scratch *s)
 
 	if (!conf || !is_flow_port(conf, bpf_ntohs(t->source_port)))
 		return LEAVE;
-	s->key.source = t->destination;
-	s->key.destination = t->source;
-	s->key.source_port = t->destination_port;
-	s->key.destination_port = t->source_port;
-	s->key.protocol = t->protocol;
-	s->key.pad[0] = s->key.pad[1] = s->key.pad[2] = 0;
+	tuple_reverse(t, &s->key);
 	taken = bpf_map_lookup_elem(&conntrack, &s->key);
 	if (!taken || !(taken->flags & CONNTRACK_REPLY))
 		return LEAVE;

@@ -32,7 +32,6 @@ type Dataplane struct {
 	cpus     int
 
 	shadow      *shadow
-	node        dataplane.Node
 	dirty       bool          // the shadow may be wrong: the next Apply has to Sync
 	sweepWanted sweeps        // removed Backends had sockets
 	slotsUsed   atomic.Uint32 // for metrics, which read at any time

@@ -75,7 +75,6 @@ func (d *Dataplane) applyNode(n dataplane.Node) error {
 	for _, key := range stray {
 		m.Delete(key)
 	}
-	d.node = n
 	d.devices.setNode(n)
 	return nil
 }
