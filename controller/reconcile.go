@@ -22,6 +22,9 @@ const (
 	retryMax = 10 * time.Second
 )
 
+// driftRest is the least time between two checks that a Dataplane asked for.
+const driftRest = 250 * time.Millisecond
+
 // maxTriggers bounds the trigger times kept while the Dataplane fails.
 const maxTriggers = 1000
 
@@ -77,6 +80,7 @@ func (l *loop) run(ctx context.Context) error {
 	if l.c.opts.CheckInterval > 0 {
 		check = time.After(jitter(l.c.opts.CheckInterval))
 	}
+	drifted, rested := l.drifted(), make(chan struct{}, 1)
 	for {
 		select {
 		case <-ctx.Done():
@@ -95,8 +99,26 @@ func (l *loop) run(ctx context.Context) error {
 		case <-check:
 			l.check(ctx)
 			check = time.After(jitter(l.c.opts.CheckInterval))
+		case <-drifted:
+			// Whoever keeps changing our state makes us check a quarter of the
+			// time, not all of it.
+			start := time.Now()
+			l.check(ctx)
+			rest := max(driftRest, 3*time.Since(start))
+			drifted = nil
+			time.AfterFunc(rest, func() { rested <- struct{}{} })
+		case <-rested:
+			drifted = l.drifted()
 		}
 	}
+}
+
+// drifted is signalled by a Dataplane that can watch its kernel state.
+func (l *loop) drifted() <-chan struct{} {
+	if w, ok := l.c.opts.Dataplane.(dataplane.Watcher); ok {
+		return w.Drifted()
+	}
+	return nil
 }
 
 // firstSync adopts what an earlier process left. A proxy that cannot program

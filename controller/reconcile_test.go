@@ -202,6 +202,19 @@ func TestDriftIsRepairedAndCounted(t *testing.T) {
 	eventually(t, "the count", func() bool { return valueOf(t, a.metrics.drift) == 1 })
 }
 
+func TestDriftThatTheDataplaneSeesIsRepairedAtOnce(t *testing.T) {
+	a := started(t, 3, nil) // no check by the clock
+	for i := range 3 {
+		start, syncs := time.Now(), a.model.Syncs()
+		a.model.TamperSeen(func(k *dataplane.Table) { delete(k.Services, serviceName("s2")) })
+		eventually(t, "the repair", func() bool { return a.backends(2) == "10.244.0.1" && a.model.Syncs() > syncs })
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("repaired after %v, want a second", took)
+		}
+		eventually(t, "the count", func() bool { return valueOf(t, a.metrics.drift) == float64(i+1) })
+	}
+}
+
 func TestAChangeIsNotCountedAsDrift(t *testing.T) {
 	a := started(t, 3, func(o *Options) { o.CheckInterval = time.Millisecond })
 	for i := range 300 {

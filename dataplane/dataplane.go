@@ -39,6 +39,15 @@ type Dataplane interface {
 	Close() error
 }
 
+// Watcher is a Dataplane that can tell, without looking at all it holds, that
+// something else touched its kernel state.
+type Watcher interface {
+	// Drifted has a value when the kernel state may no longer be what was
+	// programmed. It has one slot, is the same channel at every call, and is
+	// never closed. Own changes do not signal it. The reader calls Sync.
+	Drifted() <-chan struct{}
+}
+
 // ApplyError names the Services that a Dataplane could not program.
 type ApplyError struct {
 	Failed map[ServiceName]error

@@ -35,6 +35,7 @@ type Model struct {
 	errs     []error
 	gate     chan struct{}
 	onCall   func()
+	drifted  chan struct{}
 }
 
 // New makes a Model with an empty kernel.
@@ -43,10 +44,17 @@ func New() *Model {
 		kernel:   dataplane.Table{Services: map[dataplane.ServiceName]*dataplane.Service{}},
 		rejected: map[dataplane.ServiceName]error{},
 		keep:     true,
+		drifted:  make(chan struct{}, 1),
 	}
 }
 
-var _ dataplane.Dataplane = (*Model)(nil)
+var (
+	_ dataplane.Dataplane = (*Model)(nil)
+	_ dataplane.Watcher   = (*Model)(nil)
+)
+
+// Drifted is signalled by TamperSeen.
+func (m *Model) Drifted() <-chan struct{} { return m.drifted }
 
 // Name is "model".
 func (m *Model) Name() string { return "model" }
@@ -243,6 +251,15 @@ func (m *Model) Tamper(f func(kernel *dataplane.Table)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f(&m.kernel)
+}
+
+// TamperSeen is Tamper where the Dataplane notices it.
+func (m *Model) TamperSeen(f func(kernel *dataplane.Table)) {
+	m.Tamper(f)
+	select {
+	case m.drifted <- struct{}{}:
+	default:
+	}
 }
 
 // Kernel is a copy of what the kernel holds. The Services are shared.

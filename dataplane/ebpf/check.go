@@ -13,25 +13,15 @@ import (
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/dataplane"
 )
 
-// CheckResult is one thing that the dataplane would like to find.
-type CheckResult struct {
-	Name string
-	OK   bool
-	// Detail is what was found.
-	Detail string
-	// Cost is what goes without it.
-	Cost string
-	// Required: without it the dataplane can't work at all.
-	Required bool
-}
-
 // Check probes what this machine has, by feature and not by kernel version.
-func Check(o Options) []CheckResult {
+func Check(o Options) []dataplane.CheckResult {
 	o = o.withDefaults()
 	_ = rlimit.RemoveMemlock()
-	return []CheckResult{
+	return []dataplane.CheckResult{
 		result("bpffs", o.BPFFS, prepareCheck(o), "nothing survives the agent", true),
 		checkCgroup(o),
 		result("BTF", "/sys/kernel/btf/vmlinux", haveBTF(), "the programs can't be fitted to the kernel", true),
@@ -47,8 +37,8 @@ func Check(o Options) []CheckResult {
 	}
 }
 
-func result(name, detail string, err error, cost string, required bool) CheckResult {
-	r := CheckResult{Name: name, OK: err == nil, Detail: detail, Required: required}
+func result(name, detail string, err error, cost string, required bool) dataplane.CheckResult {
+	r := dataplane.CheckResult{Name: name, OK: err == nil, Detail: detail, Required: required}
 	if err != nil {
 		r.Detail, r.Cost = err.Error(), cost
 	}
@@ -67,7 +57,7 @@ func prepareCheck(o Options) error {
 	return nil
 }
 
-func checkCgroup(o Options) CheckResult {
+func checkCgroup(o Options) dataplane.CheckResult {
 	root := o.CgroupRoot
 	var err error
 	if root == "" {
@@ -111,7 +101,7 @@ func haveTCX() error {
 	return ebpf.ErrNotSupported
 }
 
-func checkForwarding(key string) CheckResult {
+func checkForwarding(key string) dataplane.CheckResult {
 	b, err := os.ReadFile("/proc/sys/" + key)
 	if err == nil && strings.TrimSpace(string(b)) == "0" {
 		err = fmt.Errorf("%s is 0: set it with `sysctl -w %s=1`", strings.ReplaceAll(key, "/", "."), strings.ReplaceAll(key, "/", "."))
@@ -121,7 +111,7 @@ func checkForwarding(key string) CheckResult {
 
 // checkPorts: a masqueraded flow must not take a port that a process of the
 // node connects from.
-func checkPorts(o Options) CheckResult {
+func checkPorts(o Options) dataplane.CheckResult {
 	const key = "net.ipv4.ip_local_port_range"
 	ours := fmt.Sprintf("masquerade ports %d to %d", o.MasqueradePortMin, o.MasqueradePortMax)
 	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")

@@ -73,6 +73,12 @@ func (v variant) String() string {
 	return string(v.family) + "-" + strings.ToLower(v.protocol) + "-" + v.client
 }
 
+// has reports whether the variant's name has the parts of a name such as
+// "ipv6", "udp" or "ipv6-udp", one after the other.
+func (v variant) has(part string) bool {
+	return strings.Contains("-"+v.String()+"-", "-"+part+"-")
+}
+
 func (c Case) variants() []variant {
 	or := func(have, standard []string) []string {
 		if len(have) == 0 {

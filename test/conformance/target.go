@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -26,8 +27,20 @@ type Target struct {
 	// Dataplane starts are not in it, and have Node.NetNSPath. What New leaves
 	// in the namespace, in Node.CgroupRoot and in Node.BPFFS goes with them.
 	New func(*Node) (dataplane.Dataplane, error)
-	// Unsupported says of cases, by ID, why they do not apply.
+	// Unsupported says why cases do not apply: by ID or, for some of a case's
+	// variants, by ID/PART, where PART is in the variants' names ("ipv6",
+	// "udp", "ipv6-udp", "pod2").
 	Unsupported map[string]string
+}
+
+// unsupported is the reason why a variant of a case does not apply.
+func (t Target) unsupported(c Case, v variant) (reason string, ok bool) {
+	for key, reason := range t.Unsupported {
+		if id, part, cut := strings.Cut(key, "/"); cut && id == c.ID && v.has(part) {
+			return reason, true
+		}
+	}
+	return "", false
 }
 
 // applyWithin bounds one call of a Dataplane.

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+// CheckResult is one thing that a Dataplane would like to find on a machine.
+type CheckResult struct {
+	Name string
+	OK   bool
+	// Detail is what was found.
+	Detail string
+	// Cost is what goes without it.
+	Cost string
+	// Required: without it the Dataplane can't work at all.
+	Required bool
+}
+
+// Usable reports whether nothing that is required is missing and, if not, what
+// the first such thing is.
+func Usable(checks []CheckResult) (ok bool, reason string) {
+	for _, c := range checks {
+		if c.Required && !c.OK {
+			return false, c.Name + ": " + c.Detail
+		}
+	}
+	return true, ""
+}
