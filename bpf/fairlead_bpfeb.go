@@ -119,7 +119,7 @@ type FairleadNodeSettings struct {
 	MasqueradePortMin uint16
 	MasqueradePortMax uint16
 	HandledTcIndex    uint16
-	Pad               uint16
+	Flags             uint16
 }
 
 type FairleadPrefixKey struct {
@@ -214,6 +214,7 @@ const (
 	FairleadProgFairleadSendmsg6     = "fairlead_sendmsg6"
 	FairleadProgFairleadSweepTcp     = "fairlead_sweep_tcp"
 	FairleadProgFairleadSweepUdp     = "fairlead_sweep_udp"
+	FairleadVarDraining              = "draining"
 )
 
 // LoadFairlead returns the embedded CollectionSpec for Fairlead.
@@ -300,6 +301,7 @@ type FairleadMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FairleadVariableSpecs struct {
+	Draining *ebpf.VariableSpec `ebpf:"draining"`
 }
 
 // FairleadObjects contains all objects after they have been loaded into the kernel.
@@ -367,6 +369,7 @@ func (m *FairleadMaps) Close() error {
 //
 // It can be passed to LoadFairleadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FairleadVariables struct {
+	Draining *ebpf.Variable `ebpf:"draining"`
 }
 
 // FairleadPrograms contains all programs after they have been loaded into the kernel.

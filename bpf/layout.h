@@ -214,7 +214,13 @@ struct node_settings {
 	/* tc_index of packets that were handled: another value in each network
 	 * namespace, since it goes with a packet through a veth. 0: the default. */
 	__u16 handled_tc_index;
-	__u16 pad;
+	__u16 flags; /* enum settings_flags */
+};
+
+enum settings_flags {
+	/* Another dataplane was here: TCP segments of no known flow may be of
+	 * one that the kernel's conntrack knows. */
+	SETTINGS_LEAVE_UNKNOWN_FLOWS = 1,
 };
 
 /* Reasons of fairlead_drops_total; the Go names are in dataplane/ebpf/drops.go. */

@@ -15,10 +15,16 @@ static __always_inline __u32 now_seconds(void)
 	return bpf_ktime_get_ns() / 1000000000ULL;
 }
 
+/* Set at load where another dataplane has taken over: flows that are known go
+ * on, and nothing new is decided. */
+const volatile bool draining = false;
+
 static __always_inline struct frontend *find_frontend(const struct address *a, __be16 port, __u8 protocol)
 {
 	struct frontend_key key = {};
 
+	if (draining)
+		return 0;
 	key.address = *a;
 	key.port = port;
 	key.protocol = protocol;

@@ -131,6 +131,14 @@ static __always_inline int enter_service_flow(struct scratch *s, const struct fr
 	return failed;
 }
 
+/* What becomes of a TCP segment that belongs to no flow. */
+static __always_inline enum outcome unknown_flow(void)
+{
+	struct node_settings *conf = get_settings();
+
+	return conf && (conf->flags & SETTINGS_LEAVE_UNKNOWN_FLOWS) ? LEAVE : REJECT_PACKET;
+}
+
 static __always_inline enum outcome begin_flow(struct scratch *s, const struct frontend *f, enum side side)
 {
 	const struct tuple *t = &s->packet.tuple;
@@ -145,7 +153,7 @@ static __always_inline enum outcome begin_flow(struct scratch *s, const struct f
 		return DROP_PACKET;
 	s->reason = DROP_NO_CONNTRACK;
 	if (t->protocol == IPPROTO_TCP && (s->packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN)
-		return REJECT_PACKET;
+		return unknown_flow();
 	switch (choose_backend(f, set, &t->source, &s->choice)) {
 	case CHOSEN:
 		break;

@@ -77,6 +77,9 @@ func (d *Dataplane) open(ctx context.Context) (err error) {
 	if d.maps, moved, err = openMaps(spec, o.pinDir()); err != nil {
 		return err
 	}
+	if err := spec.Variables["draining"].Set(o.Draining); err != nil {
+		return fmt.Errorf("set draining: %w", err)
+	}
 	if d.programs, err = loadPrograms(spec, d.maps); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ func (d *Dataplane) initSettings() error {
 	if s.MasqueradePortMin > s.MasqueradePortMax {
 		return fmt.Errorf("masquerade ports %d to %d: the first must not be above the last", s.MasqueradePortMin, s.MasqueradePortMax)
 	}
+	s.Flags = settingsFlags(d.options.LeaveUnknownFlows)
 	return d.writeSettings(s)
 }
 

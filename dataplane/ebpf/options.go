@@ -43,6 +43,13 @@ type Options struct {
 	// has tcx. A switch between the two wants a Cleanup first.
 	Clsact bool
 
+	// Draining: another dataplane decides new flows. Those of this one go on,
+	// and its sockets to removed Backends are ended as ever.
+	Draining bool
+
+	// LeaveUnknownFlows: see the method of this name.
+	LeaveUnknownFlows bool
+
 	// Sizes of the maps, in entries; 0 for the default. A flow takes two
 	// ConntrackMax entries; its default is the machine's memory / 64 KiB,
 	// between 16,384 and 1,048,576. SlotsMax is the sum of all BackendSets,

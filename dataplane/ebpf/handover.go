@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"fairlead.dev/bpf"
+	"fairlead.dev/dataplane"
+)
+
+// settingsLeaveUnknownFlows is SETTINGS_LEAVE_UNKNOWN_FLOWS of bpf/layout.h.
+const settingsLeaveUnknownFlows = 1
+
+// Present reports whether programs of this dataplane are in force.
+func Present(o Options) (bool, error) {
+	o = o.withDefaults()
+	_, err := os.Stat(filepath.Join(o.pinDir(), "maps", "frontends"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for pinned maps: %w", err)
+	}
+	return true, nil
+}
+
+// LeaveUnknownFlows says whether TCP segments of no known flow to a Frontend
+// are left to the kernel instead of being reset: while the kernel's conntrack
+// has flows of another dataplane, they may be of these.
+func (d *Dataplane) LeaveUnknownFlows(leave bool) error {
+	s, err := d.readSettings()
+	if err != nil {
+		return err
+	}
+	s.Flags = settingsFlags(leave)
+	return d.writeSettings(s)
+}
+
+func settingsFlags(leaveUnknownFlows bool) uint16 {
+	if leaveUnknownFlows {
+		return settingsLeaveUnknownFlows
+	}
+	return 0
+}
+
+// Draining is a dataplane of an earlier agent that another dataplane replaces:
+// its flows go on and end as they would, and it decides no new ones. It is a
+// handover.Predecessor.
+type Draining struct {
+	options Options
+	d       *Dataplane
+}
+
+// NewDraining is for what is pinned where o says; see Present.
+func NewDraining(o Options) *Draining {
+	o.Draining, o.LeaveUnknownFlows = true, true
+	return &Draining{options: o}
+}
+
+// Name is "ebpf".
+func (*Draining) Name() string { return "ebpf" }
+
+// Begin replaces the programs by ones that decide nothing new.
+func (r *Draining) Begin(ctx context.Context, t *dataplane.Table) (err error) {
+	if r.d == nil {
+		if r.d, err = New(ctx, r.options); err != nil {
+			return err
+		}
+	}
+	_, err = r.d.Sync(ctx, t)
+	return err
+}
+
+// Apply follows a Change: flows and sockets of removed Backends end.
+func (r *Draining) Apply(ctx context.Context, c dataplane.Change) error { return r.d.Apply(ctx, c) }
+
+// Carries reports whether there are flows of the packet path that are neither
+// over nor idle for longer than their timeout.
+func (r *Draining) Carries() (bool, error) {
+	carries, d := false, r.d
+	now := monotonicSeconds()
+	err := eachEntry(d.maps["conntrack"], func(k bpf.FairleadTuple, e *bpf.FairleadConntrackEntry) {
+		over := e.Flags&(conntrackClosing|conntrackPeerClosing) != 0 || d.options.Timeouts.expired(&k, e, now)
+		alive := int(e.Backend) < len(d.states) && d.states[e.Backend].Generation == e.Generation
+		carries = carries || alive && !over
+	})
+	if err != nil {
+		return false, fmt.Errorf("read map conntrack: %w", err)
+	}
+	return carries, nil
+}
+
+// End removes all of it. Connected UDP sockets are ended first, since nothing
+// would move them off a Backend that goes: their next call fails once, and a
+// new socket asks the new dataplane.
+func (r *Draining) End(ctx context.Context) error {
+	r.d.stop()
+	r.d.workers.Wait()
+	_, err := r.d.Sync(ctx, &dataplane.Table{})
+	r.d.sweeper.sweep(sweepUDP)
+	err = errors.Join(err, r.d.Close())
+	_, cerr := Cleanup(r.options)
+	return errors.Join(err, cerr)
+}
+
+// Close lets go of it and leaves it as it is.
+func (r *Draining) Close() error {
+	if r.d == nil {
+		return nil
+	}
+	return r.d.Close()
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package handover replaces one Dataplane by another with no connection lost:
+// the successor holds the whole Table before a predecessor stops deciding new
+// flows, and a predecessor that carries flows itself goes on carrying them. It
+// knows no technology.
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"fairlead.dev/dataplane"
+)
+
+// Predecessor is a Dataplane that an earlier agent left in force. Its methods
+// are called one at a time.
+type Predecessor interface {
+	Name() string
+	// Begin is called once the successor holds t. When it returns, the
+	// predecessor decides no new flow.
+	Begin(ctx context.Context, t *dataplane.Table) error
+	// Apply tells of a Change that the successor has taken, so that flows to
+	// removed Backends end.
+	Apply(ctx context.Context, c dataplane.Change) error
+	// Carries reports whether flows would be cut off if it ended now.
+	Carries() (bool, error)
+	// End removes all that it left in the kernel, and closes it.
+	End(ctx context.Context) error
+	// Close lets go of it and leaves it as it is.
+	Close() error
+}
+
+// Options of New.
+type Options struct {
+	// DrainTimeout is how long a predecessor may carry flows; default 15 min.
+	DrainTimeout time.Duration
+	// Poll is how often it is asked whether it does; default 1 s.
+	Poll time.Duration
+	// Ended is called when the last predecessor has ended.
+	Ended func()
+	// Log defaults to slog.Default().
+	Log *slog.Logger
+}
+
+// Dataplane is the successor, which looks after its predecessors too.
+type Dataplane struct {
+	dataplane.Dataplane
+	options Options
+
+	mu      sync.Mutex
+	waiting []Predecessor // not begun
+	leaving []leaver
+	stop    context.CancelFunc
+	polling sync.WaitGroup
+}
+
+type leaver struct {
+	Predecessor
+	until time.Time
+}
+
+var (
+	_ dataplane.Dataplane = (*Dataplane)(nil)
+	_ dataplane.Watcher   = (*Dataplane)(nil)
+)
+
+// New makes next follow its predecessors.
+func New(next dataplane.Dataplane, old []Predecessor, o Options) *Dataplane {
+	if o.DrainTimeout == 0 {
+		o.DrainTimeout = 15 * time.Minute
+	}
+	if o.Poll == 0 {
+		o.Poll = time.Second
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return &Dataplane{Dataplane: next, options: o, waiting: old}
+}
+
+// Drifted implements dataplane.Watcher, for a successor that is one.
+func (d *Dataplane) Drifted() <-chan struct{} {
+	if w, ok := d.Dataplane.(dataplane.Watcher); ok {
+		return w.Drifted()
+	}
+	return nil
+}
+
+// Sync implements dataplane.Dataplane. After the first one that succeeds the
+// predecessors begin to leave.
+func (d *Dataplane) Sync(ctx context.Context, t *dataplane.Table) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, err := d.Dataplane.Sync(ctx, t)
+	if err != nil {
+		return n, err
+	}
+	return n, d.begin(ctx, t)
+}
+
+// Apply implements dataplane.Dataplane.
+func (d *Dataplane) Apply(ctx context.Context, c dataplane.Change) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := d.Dataplane.Apply(ctx, c)
+	for _, l := range d.leaving {
+		if lerr := l.Apply(ctx, c); lerr != nil {
+			d.options.Log.Warn("flows of the dataplane before do not follow a change", "dataplane", l.Name(), "error", lerr)
+		}
+	}
+	return err
+}
+
+// begin lets go of the predecessors that wait. One that fails is tried again at
+// the next Sync.
+func (d *Dataplane) begin(ctx context.Context, t *dataplane.Table) error {
+	for len(d.waiting) > 0 {
+		p := d.waiting[0]
+		if err := p.Begin(ctx, t); err != nil {
+			return fmt.Errorf("take over from dataplane %s: %w", p.Name(), err)
+		}
+		d.waiting = d.waiting[1:]
+		d.leaving = append(d.leaving, leaver{p, time.Now().Add(d.options.DrainTimeout)})
+		d.options.Log.Info("took over new connections", "from", p.Name(), "to", d.Name())
+	}
+	if len(d.leaving) > 0 && d.stop == nil {
+		ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+		d.stop = stop
+		d.polling.Go(func() { d.poll(ctx) })
+	}
+	return nil
+}
+
+// poll ends predecessors as soon as they carry nothing.
+func (d *Dataplane) poll(ctx context.Context) {
+	tick := time.NewTicker(d.options.Poll)
+	defer tick.Stop()
+	for d.endIdle(ctx) > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+	if d.options.Ended != nil {
+		d.options.Ended()
+	}
+}
+
+// endIdle returns how many predecessors are left.
+func (d *Dataplane) endIdle(ctx context.Context) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	kept := d.leaving[:0]
+	for _, l := range d.leaving {
+		carries, err := l.Carries()
+		if err != nil {
+			d.options.Log.Warn("ask the dataplane before whether it carries flows", "dataplane", l.Name(), "error", err)
+		}
+		late := time.Now().After(l.until)
+		if ctx.Err() != nil || !late && (carries || err != nil) {
+			kept = append(kept, l)
+			continue
+		}
+		if err := l.End(ctx); err != nil {
+			d.options.Log.Error("remove the dataplane before: run `fairlead cleanup` when the agent is stopped", "dataplane", l.Name(), "error", err)
+			continue
+		}
+		d.options.Log.Info("the dataplane before is removed", "dataplane", l.Name(), "cutOff", carries)
+	}
+	d.leaving = kept
+	return len(kept)
+}
+
+// Close implements dataplane.Dataplane. A predecessor that still carries flows
+// goes on; the next agent looks after it.
+func (d *Dataplane) Close() error {
+	d.mu.Lock()
+	stop := d.stop
+	d.mu.Unlock()
+	if stop != nil {
+		stop()
+		d.polling.Wait()
+	}
+	errs := []error{d.Dataplane.Close()}
+	for _, l := range d.leaving {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(errs...)
+}
