@@ -221,6 +221,8 @@ enum settings_flags {
 	/* Another dataplane was here: TCP segments of no known flow may be of
 	 * one that the kernel's conntrack knows. */
 	SETTINGS_LEAVE_UNKNOWN_FLOWS = 1,
+	/* For readers: the programs were loaded with draining set. */
+	SETTINGS_DRAINING = 2,
 };
 
 /* Reasons of fairlead_drops_total; the Go names are in dataplane/ebpf/drops.go. */

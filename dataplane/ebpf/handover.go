@@ -10,12 +10,17 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/cilium/ebpf"
+
 	"fairlead.dev/bpf"
 	"fairlead.dev/dataplane"
 )
 
-// settingsLeaveUnknownFlows is SETTINGS_LEAVE_UNKNOWN_FLOWS of bpf/layout.h.
-const settingsLeaveUnknownFlows = 1
+// enum settings_flags of bpf/layout.h.
+const (
+	settingsLeaveUnknownFlows = 1 << iota
+	settingsDraining
+)
 
 // Present reports whether programs of this dataplane are in force.
 func Present(o Options) (bool, error) {
@@ -38,15 +43,37 @@ func (d *Dataplane) LeaveUnknownFlows(leave bool) error {
 	if err != nil {
 		return err
 	}
-	s.Flags = settingsFlags(leave)
+	d.options.LeaveUnknownFlows = leave
+	s.Flags = d.options.settingsFlags()
 	return d.writeSettings(s)
 }
 
-func settingsFlags(leaveUnknownFlows bool) uint16 {
-	if leaveUnknownFlows {
-		return settingsLeaveUnknownFlows
+func (o Options) settingsFlags() (flags uint16) {
+	if o.LeaveUnknownFlows {
+		flags |= settingsLeaveUnknownFlows
 	}
-	return 0
+	if o.Draining {
+		flags |= settingsDraining
+	}
+	return flags
+}
+
+// IsDraining reports whether what is pinned belongs to a dataplane that another
+// one replaces, so that its Table is not what is in force.
+func IsDraining(o Options) (bool, error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(o.withDefaults().pinDir(), "maps", "settings"), &ebpf.LoadPinOptions{ReadOnly: true})
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open pinned map settings: %w", err)
+	}
+	defer m.Close()
+	var s bpf.FairleadNodeSettings
+	if err := m.Lookup(uint32(0), &s); err != nil {
+		return false, fmt.Errorf("read map settings: %w", err)
+	}
+	return s.Flags&settingsDraining != 0, nil
 }
 
 // Draining is a dataplane of an earlier agent that another dataplane replaces:

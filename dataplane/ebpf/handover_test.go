@@ -46,6 +46,9 @@ func TestADrainingDataplaneKeepsItsSocketsAndDecidesNothingNew(t *testing.T) {
 	if err := old.Begin(ctx, tab); err != nil {
 		t.Fatal(err)
 	}
+	if draining, err := IsDraining(l.options); err != nil || !draining {
+		t.Errorf("readers are told that it drains: %t, %v", draining, err)
+	}
 	if got := before.RemoteAddr().String(); got != "10.96.0.10:53" {
 		t.Errorf("while draining a socket of before says its peer is %s", got)
 	}

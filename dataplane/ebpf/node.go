@@ -25,7 +25,7 @@ func (d *Dataplane) initSettings() error {
 	if s.MasqueradePortMin > s.MasqueradePortMax {
 		return fmt.Errorf("masquerade ports %d to %d: the first must not be above the last", s.MasqueradePortMin, s.MasqueradePortMax)
 	}
-	s.Flags = settingsFlags(d.options.LeaveUnknownFlows)
+	s.Flags = d.options.settingsFlags()
 	return d.writeSettings(s)
 }
 
