@@ -47,6 +47,7 @@ func newCheckCommand() *cobra.Command {
 	}
 	addOutputFlag(cmd, &output, "table", "json")
 	f := cmd.Flags()
+	f.StringVar(&c.Dataplane, "dataplane", c.Dataplane, "auto, ebpf, nftables, iptables or ipvs, as given to run")
 	f.StringVar(&c.BPFFS, "bpffs", c.BPFFS, "`DIR` in a mounted bpffs, as given to run")
 	f.StringVar(&c.CgroupRoot, "cgroup-root", c.CgroupRoot, "cgroup2 `DIR`, as given to run")
 	f.Var(listFlag{&c.Devices}, "devices", "`NAMES` of devices, as given to run")

@@ -16,14 +16,14 @@ func newCleanupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove all that fairlead left in the kernel",
-		Long: "Remove all that fairlead left in the kernel: programs, maps and their pins. Traffic to Services\n" +
-			"stops being routed. The agent must not run.",
+		Long: "Remove all that fairlead left in the kernel, of whatever dataplane: programs, maps and their pins,\n" +
+			"tables, chains, virtual servers. Traffic to Services stops being routed. The agent must not run.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if kubeProxy {
 				return usagef("--kube-proxy is not built yet: run `kube-proxy --cleanup` to remove what kube-proxy left")
 			}
-			lock, err := lockBPFFS(cmd.Context(), c.BPFFS)
+			lock, err := lockKernel(cmd.Context(), c.BPFFS, false)
 			if err != nil {
 				return err
 			}

@@ -18,7 +18,7 @@ var dumpSubjects = []string{"services", "backends", "conntrack", "affinity", "co
 
 func newDumpCommand() *cobra.Command {
 	var filter serviceFilter
-	output, bpffs := "table", config.Default().BPFFS
+	output, c := "table", config.Default()
 	cmd := &cobra.Command{
 		Use:       "dump [services|backends|conntrack|affinity|counters]",
 		Short:     "Print what the kernel holds; works with the agent dead",
@@ -39,7 +39,7 @@ func newDumpCommand() *cobra.Command {
 			if err := filter.check(); err != nil {
 				return err
 			}
-			r, err := openReader(bpffs)
+			r, err := openReader(&c)
 			if err != nil {
 				return err
 			}
@@ -48,20 +48,20 @@ func newDumpCommand() *cobra.Command {
 			if len(args) == 1 {
 				subject = args[0]
 			}
-			return dump(cmd.OutOrStdout(), r, subject, output, filter)
+			return dump(cmd.OutOrStdout(), r, r.name, subject, output, filter)
 		},
 	}
 	addOutputFlag(cmd, &output, dumpFormats...)
 	f := cmd.Flags()
 	f.StringVarP(&filter.namespace, "namespace", "n", "", "Services of this namespace only")
 	f.StringVar(&filter.name, "service", "", "this Service only, NAME or NAMESPACE/NAME")
-	f.StringVar(&bpffs, "bpffs", bpffs, "mount of bpffs in which the agent pins its maps")
+	f.StringVar(&c.BPFFS, "bpffs", c.BPFFS, "mount of bpffs in which the agent pins its maps")
+	f.StringVar(&c.Dataplane, "dataplane", c.Dataplane, "whose state to read: auto (what is in force), ebpf, nftables, iptables or ipvs")
 	return cmd
 }
 
-// dump reads one subject and writes it.
-func dump(w io.Writer, r dataplane.Reader, subject, format string, filter serviceFilter) error {
-	const name = "ebpf"
+// dump reads one subject and writes it. name is the technology's.
+func dump(w io.Writer, r dataplane.Reader, name, subject, format string, filter serviceFilter) error {
 	switch subject {
 	case "services", "backends":
 		d, err := r.Table()

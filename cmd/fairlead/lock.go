@@ -7,16 +7,76 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/controller/config"
 )
 
 // lockPatience is how long an agent that is on its way out is waited for.
 const lockPatience = 3 * time.Second
+
+// lockKernel makes this process the only fairlead that programs the kernel:
+// for the pins in bpffs and for the rules of its network namespace. Where eBPF
+// is not used, the usual bpffs may be missing.
+func lockKernel(ctx context.Context, bpffs string, ebpf bool) (locks, error) {
+	var l locks
+	_, err := os.Stat(bpffs)
+	if ebpf || bpffs != config.Default().BPFFS || !errors.Is(err, os.ErrNotExist) {
+		pins, err := lockBPFFS(ctx, bpffs)
+		if err != nil {
+			return nil, err
+		}
+		l = append(l, pins)
+	}
+	netns, err := lockNetns(ctx)
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return append(l, netns), nil
+}
+
+// locks are held until they are closed or the process ends.
+type locks []io.Closer
+
+// Close gives all of them back.
+func (l locks) Close() error {
+	var errs []error
+	for _, c := range l {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// lockNetns locks the process's network namespace. An abstract socket (unix(7))
+// is its namespace's, leaves no file and ends with the process.
+func lockNetns(ctx context.Context) (io.Closer, error) {
+	deadline := time.Now().Add(lockPatience)
+	for {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: "@fairlead-agent", Net: "unix"})
+		if err == nil {
+			return l, nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return nil, fmt.Errorf("lock the network namespace: %w", err)
+		}
+		if time.Now().After(deadline) {
+			return nil, errors.New("another fairlead runs in this network namespace: stop it first")
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
 
 // lockBPFFS is lockDir for the directory of pins.
 func lockBPFFS(ctx context.Context, dir string) (*os.File, error) {

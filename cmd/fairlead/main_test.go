@@ -76,7 +76,7 @@ func dumpFixture(args []string) int {
 		if err := f.check(); err != nil {
 			return err
 		}
-		return dump(os.Stdout, &k, args[1], args[2], f)
+		return dump(os.Stdout, &k, "ebpf", args[1], args[2], f)
 	}()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -91,10 +91,6 @@ func checkRun(c *config.Configuration) error {
 	if c.Kubeconfig == "" && c.Manifests == "" && os.Getenv("KUBERNETES_SERVICE_HOST") == "" {
 		return usagef("no source of objects: set --kubeconfig FILE for an API server or --manifests DIR for a directory (this is not a pod, so there is no service account)")
 	}
-	switch c.Dataplane {
-	case "nftables", "iptables", "ipvs":
-		return fmt.Errorf("--dataplane %s is not built yet: use ebpf", c.Dataplane)
-	}
 	if c.Pods != "off" {
 		return fmt.Errorf("--pods %s is not built yet: use off, and the kubelet for Pods", c.Pods)
 	}
@@ -109,12 +105,17 @@ func run(ctx context.Context, c *config.Configuration, log *slog.Logger) (err er
 		return stopped(ctx, err)
 	}
 	defer release()
-	lock, err := lockBPFFS(ctx, c.BPFFS)
+	lock, err := lockKernel(ctx, c.BPFFS, c.Dataplane == "ebpf")
 	if err != nil {
 		return stopped(ctx, err)
 	}
 	defer lock.Close()
-	dp, collector, err := newDataplane(ctx, c, log)
+	t, why, err := choose(c)
+	if err != nil {
+		return err
+	}
+	log.Info("dataplane chosen", "dataplane", t.name, "why", why)
+	dp, collector, err := newDataplane(ctx, t, c, log)
 	if err != nil {
 		return stopped(ctx, err)
 	}
