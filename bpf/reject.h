@@ -135,6 +135,17 @@ struct icmp_header {
 	__be32 rest; /* unused, or the MTU */
 };
 
+/* Verifiers before 6.8 learn of a comparison only for the register it was made
+ * in, and those before 5.16 forget a range when it is spilled. */
+static __always_inline __u64 at_most(__u64 value, const __u64 max)
+{
+	asm volatile("if %0 <= %1 goto +1\n"
+		     "%0 = %1"
+		     : "+r"(value)
+		     : "i"(max));
+	return value;
+}
+
 /* Builds, in s->quote, the 8 bytes of an ICMP header and room for the quote. */
 static __always_inline int load_quote(struct __sk_buff *skb, struct scratch *s, __u64 bytes, __u8 type, __u8 code,
 				      __be32 rest)
@@ -143,9 +154,9 @@ static __always_inline int load_quote(struct __sk_buff *skb, struct scratch *s, 
 	__u64 sum = 0;
 
 	__builtin_memset(s->quote, 0, sizeof(s->quote));
-	asm volatile("" : "+r"(bytes));
-	if (bytes < 28 || bytes > QUOTE_BYTES_MAX)
+	if (bytes < QUOTE_BYTES_MIN || bytes > QUOTE_BYTES_MAX)
 		return -1;
+	bytes = QUOTE_BYTES_MIN + at_most(bytes - QUOTE_BYTES_MIN, QUOTE_BYTES_MAX - QUOTE_BYTES_MIN);
 	if (bpf_skb_load_bytes(skb, ETH_BYTES, s->quote + 8, bytes))
 		return -1;
 	icmp->type = type;

@@ -6,7 +6,9 @@
 
 #include "parse.h"
 
-#define QUOTE_BYTES_MAX 120 /* of the packet an ICMP error is about; a multiple of 4 */
+/* Of the packet an ICMP error is about; the most is a multiple of 4. */
+#define QUOTE_BYTES_MIN 28
+#define QUOTE_BYTES_MAX 120
 
 /* What is to become of a packet. */
 enum outcome {
