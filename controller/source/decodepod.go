@@ -76,9 +76,14 @@ func checkSecret(s *corev1.Secret) (errs field.ErrorList) {
 	for k := range s.Data {
 		errs = append(errs, checkDataKey(k, "data")...)
 	}
-	for k := range s.StringData {
+	for k, v := range s.StringData {
 		errs = append(errs, checkDataKey(k, "stringData")...)
+		if s.Data == nil {
+			s.Data = map[string][]byte{}
+		}
+		s.Data[k] = []byte(v) // as the API server does
 	}
+	s.StringData = nil
 	return errs
 }
 

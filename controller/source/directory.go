@@ -71,6 +71,7 @@ type Directory struct {
 
 	// Below is Run's own.
 	h        Handler
+	configs  ConfigHandler // nil: the Handler is none
 	alloc    *allocator
 	files    map[string]*file
 	bad      map[string]*file // those with faults
@@ -203,6 +204,7 @@ func (d *Directory) Run(ctx context.Context, h Handler) error {
 		return err
 	}
 	d.h = h
+	d.configs, _ = h.(ConfigHandler)
 	d.loadState()
 	w := newWatcher(d)
 	defer w.close()

@@ -28,6 +28,8 @@ type recorder struct {
 	slices   map[string]*discoveryv1.EndpointSlice
 	pods     map[string]*corev1.Pod
 	nodes    map[string]*corev1.Node
+	configs  map[string]*corev1.ConfigMap
+	secrets  map[string]*corev1.Secret
 	calls    []string
 	synced   chan struct{}
 }
@@ -36,6 +38,7 @@ func newRecorder() *recorder {
 	return &recorder{
 		services: map[string]*corev1.Service{}, slices: map[string]*discoveryv1.EndpointSlice{},
 		pods: map[string]*corev1.Pod{}, nodes: map[string]*corev1.Node{}, synced: make(chan struct{}),
+		configs: map[string]*corev1.ConfigMap{}, secrets: map[string]*corev1.Secret{},
 	}
 }
 
@@ -58,6 +61,12 @@ func (r *recorder) OnEndpointSlice(k types.NamespacedName, s *discoveryv1.Endpoi
 func (r *recorder) OnNode(name string, n *corev1.Node) { keep(r, r.nodes, "Node", name, n) }
 func (r *recorder) OnPod(k types.NamespacedName, p *corev1.Pod) {
 	keep(r, r.pods, "Pod", k.String(), p)
+}
+func (r *recorder) OnConfigMap(k types.NamespacedName, c *corev1.ConfigMap) {
+	keep(r, r.configs, "ConfigMap", k.String(), c)
+}
+func (r *recorder) OnSecret(k types.NamespacedName, s *corev1.Secret) {
+	keep(r, r.secrets, "Secret", k.String(), s)
 }
 func (r *recorder) OnSynced() { close(r.synced) }
 
@@ -256,7 +265,31 @@ items:
 		t.Errorf("nodes %v, want node1 only", g.nodes)
 	}
 	g.remove("list.yaml")
-	g.eventually("nothing", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return len(g.services)+len(g.nodes) == 0 })
+	g.eventually("nothing", func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return len(g.services)+len(g.nodes)+len(g.configs)+len(g.secrets) == 0
+	})
+}
+
+func TestConfigMapsAndSecretsAreDeliveredAndFollowed(t *testing.T) {
+	g := newRig(t)
+	file := func(v string) string {
+		return "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {k: " + v + "}\n" +
+			"---\napiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {a: QQ==}\nstringData: {k: secret}\n"
+	}
+	g.write("a.yaml", file("v1"))
+	g.start()
+	if c, s := g.configs["default/c"], g.secrets["default/s"]; c == nil || c.Data["k"] != "v1" ||
+		s == nil || string(s.Data["k"]) != "secret" || string(s.Data["a"]) != "A" || s.StringData != nil {
+		t.Fatalf("ConfigMap %v, Secret %v: want k=v1, and stringData in data", c, s)
+	}
+	g.takeCalls()
+	g.write("a.yaml", file("v2"))
+	g.eventually("the edit", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.configs["default/c"].Data["k"] == "v2" })
+	if got, want := g.takeCalls(), []string{"ConfigMap default/c"}; !slices.Equal(got, want) {
+		t.Errorf("calls %q, want %q: the Secret did not change", got, want)
+	}
 }
 
 func TestAFileThatIsNotGoodLeavesItsLastGoodContentInForce(t *testing.T) {

@@ -160,6 +160,16 @@ func (d *Directory) put(o *object) {
 			r.hash = h
 			d.h.OnNode(v.Name, v)
 		}
+	case *corev1.ConfigMap:
+		if h := d.hash(v); d.configs != nil && (h != r.hash || h == 0) {
+			r.hash = h
+			d.configs.OnConfigMap(o.key.NamespacedName, v)
+		}
+	case *corev1.Secret:
+		if h := d.hash(v); d.configs != nil && (h != r.hash || h == 0) {
+			r.hash = h
+			d.configs.OnSecret(o.key.NamespacedName, v)
+		}
 	}
 }
 
@@ -179,6 +189,14 @@ func (d *Directory) remove(key objectKey, r *record) {
 	case kindNode:
 		if r.hash != 0 {
 			d.h.OnNode(key.Name, nil)
+		}
+	case kindConfigMap:
+		if r.hash != 0 {
+			d.configs.OnConfigMap(key.NamespacedName, nil)
+		}
+	case kindSecret:
+		if r.hash != 0 {
+			d.configs.OnSecret(key.NamespacedName, nil)
 		}
 	}
 }

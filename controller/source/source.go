@@ -30,6 +30,13 @@ type Handler interface {
 	OnSynced()
 }
 
+// ConfigHandler is a Handler that takes ConfigMaps and Secrets too, from Sources
+// that have them. What a Secret has as stringData is in data.
+type ConfigHandler interface {
+	OnConfigMap(key types.NamespacedName, c *corev1.ConfigMap)
+	OnSecret(key types.NamespacedName, s *corev1.Secret)
+}
+
 // Source delivers objects until its context ends.
 type Source interface {
 	// Name says what the Source reads, for logs and metrics: "apiserver
