@@ -50,6 +50,9 @@ type Facts struct {
 	// SeccompDefault gives containers without a profile RuntimeDefault
 	// instead of Unconfined.
 	SeccompDefault bool
+	// MaskedPaths are hidden from containers besides those that are on every
+	// node: /sys/devices/system/cpu/cpu*/thermal_throttle where it exists.
+	MaskedPaths []string
 	// AllowedUnsafeSysctls are names, or prefixes that end in "*".
 	AllowedUnsafeSysctls []string
 

@@ -17,11 +17,12 @@ const (
 	// ReasonSandbox is the reason of the Event for a sandbox that cannot be
 	// configured.
 	ReasonSandbox = "FailedCreatePodSandBox"
-	// ReasonSysctl, ReasonOS and ReasonUnsupported end a Pod before it starts
-	// (phase Failed), see Check.
-	ReasonSysctl      = "SysctlForbidden"
-	ReasonOS          = "PodOSNotSupported"
-	ReasonUnsupported = "UnsupportedPodSpec"
+	// The following end a Pod before it starts (phase Failed), see Check.
+	ReasonSysctl       = "SysctlForbidden"
+	ReasonOS           = "PodOSNotSupported"
+	ReasonGroupsPolicy = "SupplementalGroupsPolicyNotSupported"
+	// ReasonInvalid is for what an API server would not have taken.
+	ReasonInvalid = "Invalid"
 )
 
 // Refused is why a Pod or a container cannot be started as it is.
