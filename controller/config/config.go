@@ -80,6 +80,23 @@ type Configuration struct {
 	ConntrackUDPTimeout            metav1.Duration `json:"conntrackUDPTimeout" flag:"conntrack-udp-timeout"`
 	ConntrackUDPTimeoutStream      metav1.Duration `json:"conntrackUDPTimeoutStream" flag:"conntrack-udp-timeout-stream"`
 
+	// IPTablesMasqueradeBit, 0 to 31, is the bit of the packet mark that the
+	// iptables Dataplane uses between two chains.
+	IPTablesMasqueradeBit int `json:"iptablesMasqueradeBit" flag:"iptables-masquerade-bit"`
+
+	// IPVSScheduler is one of the kernel's: rr, wrr, lc, wlc, lblc, lblcr, sh,
+	// dh, mh, sed, nq, fo, ovf.
+	IPVSScheduler string `json:"ipvsScheduler" flag:"ipvs-scheduler"`
+	// IPVSStrictARP keeps other devices from answering ARP for the addresses
+	// of Services.
+	IPVSStrictARP bool `json:"ipvsStrictARP" flag:"ipvs-strict-arp"`
+	// IPVSExcludeCIDRs are ranges whose virtual servers are never touched.
+	IPVSExcludeCIDRs List `json:"ipvsExcludeCIDRs" flag:"ipvs-exclude-cidrs"`
+	// IPVS's timeouts of idle connections. 0: the kernel's are left.
+	IPVSTCPTimeout    metav1.Duration `json:"ipvsTCPTimeout" flag:"ipvs-tcp-timeout"`
+	IPVSTCPFinTimeout metav1.Duration `json:"ipvsTCPFinTimeout" flag:"ipvs-tcpfin-timeout"`
+	IPVSUDPTimeout    metav1.Duration `json:"ipvsUDPTimeout" flag:"ipvs-udp-timeout"`
+
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel" flag:"log-level"`
 	// V is klog's verbosity; 4 and more means LogLevel debug.
@@ -103,8 +120,12 @@ func Default() Configuration {
 		HealthzBindAddress: "0.0.0.0:" + healthzPort,
 		BPFFS:              "/sys/fs/bpf",
 		StateDir:           "/var/lib/fairlead",
-		LogLevel:           "info",
-		LogFormat:          "text",
+
+		IPTablesMasqueradeBit: 14, // kube-proxy's
+		IPVSScheduler:         "rr",
+
+		LogLevel:  "info",
+		LogFormat: "text",
 	}
 }
 

@@ -47,6 +47,7 @@ func (d *document) kubeProxy(c *Configuration) ([]Warning, error) {
 		return nil, err
 	}
 	mapConntrack(c, &k.Conntrack)
+	mapTechnologies(c, &k)
 	return d.warnings()
 }
 
@@ -85,6 +86,20 @@ func mapLocal(c *Configuration, k *kubeproxy.KubeProxyConfiguration) error {
 		return fmt.Errorf("detectLocalMode %q: want ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix", k.DetectLocalMode)
 	}
 	return nil
+}
+
+// mapTechnologies takes what is about iptables and IPVS, for the Dataplanes of
+// these names.
+func mapTechnologies(c *Configuration, k *kubeproxy.KubeProxyConfiguration) {
+	if k.IPTables.MasqueradeBit != nil {
+		c.IPTablesMasqueradeBit = int(*k.IPTables.MasqueradeBit)
+	}
+	if k.IPVS.Scheduler != "" {
+		c.IPVSScheduler = k.IPVS.Scheduler
+	}
+	c.IPVSStrictARP = k.IPVS.StrictARP
+	c.IPVSExcludeCIDRs = k.IPVS.ExcludeCIDRs
+	c.IPVSTCPTimeout, c.IPVSTCPFinTimeout, c.IPVSUDPTimeout = k.IPVS.TCPTimeout, k.IPVS.TCPFinTimeout, k.IPVS.UDPTimeout
 }
 
 func mapConntrack(c *Configuration, k *kubeproxy.KubeProxyConntrackConfiguration) {

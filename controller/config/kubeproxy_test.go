@@ -70,6 +70,12 @@ logging: {format: json, verbosity: 4}
 				c.ConntrackUDPTimeout = metav1.Duration{Duration: 20 * time.Second}
 				c.ConntrackUDPTimeoutStream = metav1.Duration{Duration: 40 * time.Second}
 			}},
+		{"iptables and ipvs", "iptables: {masqueradeBit: 20}\nipvs: {scheduler: sh, strictARP: true, excludeCIDRs: [10.1.0.0/16], tcpTimeout: 1h, tcpFinTimeout: 1m, udpTimeout: 2m}\n",
+			func(c *Configuration) {
+				c.IPTablesMasqueradeBit, c.IPVSScheduler, c.IPVSStrictARP, c.IPVSExcludeCIDRs = 20, "sh", true, List{"10.1.0.0/16"}
+				c.IPVSTCPTimeout, c.IPVSTCPFinTimeout = metav1.Duration{Duration: time.Hour}, metav1.Duration{Duration: time.Minute}
+				c.IPVSUDPTimeout = metav1.Duration{Duration: 2 * time.Minute}
+			}},
 		{"conntrack.min is a floor", "conntrack: {maxPerCore: 1, min: 500000}\n", func(c *Configuration) { c.ConntrackMax = 2 * 500000 }},
 		{"conntrack.maxPerCore 0 ignores min", "conntrack: {maxPerCore: 0, min: 500000}\n", func(c *Configuration) {}},
 		{"conntrack is bounded", "conntrack: {maxPerCore: 2147483647}\n", func(c *Configuration) { c.ConntrackMax = maxEntries }},
@@ -103,12 +109,12 @@ detectLocalMode: ClusterCIDR
 `, nil},
 		{"several, in the order of the reference", `
 portRange: 1-2
-ipvs: {scheduler: wrr, strictARP: true}
+ipvs: {scheduler: wrr, strictARP: true, minSyncPeriod: 5s}
 mode: ipvs
 featureGates: {A: true}
 enableProfiling: true
 iptables: {localhostNodePorts: false, masqueradeAll: true}
-`, []string{"featureGates", "mode", "iptables.masqueradeAll", "iptables.localhostNodePorts", "ipvs.scheduler", "ipvs.strictARP", "portRange"}},
+`, []string{"featureGates", "mode", "iptables.masqueradeAll", "iptables.localhostNodePorts", "ipvs.minSyncPeriod", "portRange"}},
 		{"local traffic by interface", "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n",
 			[]string{"detectLocalMode", "detectLocal.bridgeInterface"}},
 		{"clusterCIDR beside NodeCIDR", "detectLocalMode: NodeCIDR\nclusterCIDR: 10.0.0.0/8\n", []string{"clusterCIDR"}},

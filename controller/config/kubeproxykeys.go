@@ -30,7 +30,6 @@ type kubeProxyKey struct {
 const (
 	noPeriod  = "a change is programmed when it arrives; there is no period"
 	noMark    = "no packet marks are used"
-	noIPVS    = "IPVS is not used"
 	noWindows = "Windows only"
 	noClient  = "the API client is not tuned by hand"
 )
@@ -64,7 +63,7 @@ var kubeProxyKeys = []kubeProxyKey{
 		advice: "nftables with no nodePortAddresses: --nodeport-addresses primary, kube-proxy's default there; kernelspace is refused. The mode does not choose --dataplane",
 		loud:   []string{"iptables", "ipvs", "nftables"}, loudAdvice: "the technology is chosen by --dataplane"},
 
-	{path: "iptables.masqueradeBit", treatment: warned, advice: noMark, quiet: []string{"14"}},
+	{path: "iptables.masqueradeBit", treatment: mapped, advice: "--iptables-masquerade-bit; only --dataplane iptables marks packets"},
 	{path: "iptables.masqueradeAll", treatment: warned, advice: "only what Kubernetes asks for is masqueraded"},
 	{path: "iptables.localhostNodePorts", treatment: warned, advice: "leave localhost out of nodePortAddresses for false", quiet: []string{"true"}},
 	{path: "iptables.syncPeriod", treatment: warned, advice: noPeriod, quiet: []string{"30s"}},
@@ -72,12 +71,12 @@ var kubeProxyKeys = []kubeProxyKey{
 
 	{path: "ipvs.syncPeriod", treatment: warned, advice: noPeriod, quiet: []string{"30s"}},
 	{path: "ipvs.minSyncPeriod", treatment: warned, advice: noPeriod, quiet: []string{"1s"}},
-	{path: "ipvs.scheduler", treatment: warned, advice: noIPVS, quiet: []string{"rr"}},
-	{path: "ipvs.excludeCIDRs", treatment: warned, advice: noIPVS},
-	{path: "ipvs.strictARP", treatment: warned, advice: "no Service address is put on a device, so none is answered by ARP"},
-	{path: "ipvs.tcpTimeout", treatment: warned, advice: "set conntrack.tcpEstablishedTimeout"},
-	{path: "ipvs.tcpFinTimeout", treatment: warned, advice: "set conntrack.tcpCloseWaitTimeout"},
-	{path: "ipvs.udpTimeout", treatment: warned, advice: "set conntrack.udpStreamTimeout"},
+	{path: "ipvs.scheduler", treatment: mapped, advice: "--ipvs-scheduler; for --dataplane ipvs only"},
+	{path: "ipvs.excludeCIDRs", treatment: mapped, advice: "--ipvs-exclude-cidrs; for --dataplane ipvs only"},
+	{path: "ipvs.strictARP", treatment: mapped, advice: "--ipvs-strict-arp; for --dataplane ipvs only"},
+	{path: "ipvs.tcpTimeout", treatment: mapped, advice: "--ipvs-tcp-timeout; for --dataplane ipvs only"},
+	{path: "ipvs.tcpFinTimeout", treatment: mapped, advice: "--ipvs-tcpfin-timeout; for --dataplane ipvs only"},
+	{path: "ipvs.udpTimeout", treatment: mapped, advice: "--ipvs-udp-timeout; for --dataplane ipvs only"},
 
 	{path: "nftables.masqueradeBit", treatment: warned, advice: noMark, quiet: []string{"14"}},
 	{path: "nftables.masqueradeAll", treatment: warned, advice: "only what Kubernetes asks for is masqueraded"},
@@ -130,6 +129,20 @@ func kubeProxyKeyOf(flag string) string {
 		return "conntrack.udpTimeout"
 	case "conntrack-udp-timeout-stream":
 		return "conntrack.udpStreamTimeout"
+	case "iptables-masquerade-bit":
+		return "iptables.masqueradeBit"
+	case "ipvs-scheduler":
+		return "ipvs.scheduler"
+	case "ipvs-strict-arp":
+		return "ipvs.strictARP"
+	case "ipvs-exclude-cidrs":
+		return "ipvs.excludeCIDRs"
+	case "ipvs-tcp-timeout":
+		return "ipvs.tcpTimeout"
+	case "ipvs-tcpfin-timeout":
+		return "ipvs.tcpFinTimeout"
+	case "ipvs-udp-timeout":
+		return "ipvs.udpTimeout"
 	}
 	return Key(flag) // bindAddress, clusterCIDR and so on have the same name
 }

@@ -52,6 +52,7 @@ func (c *Configuration) Validate() error {
 		{"pods", c.Pods, []string{"off", "cri"}},
 		{"log-level", c.LogLevel, []string{"debug", "info", "warn", "error"}},
 		{"log-format", c.LogFormat, []string{"text", "json"}},
+		{"ipvs-scheduler", c.IPVSScheduler, []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "mh", "sed", "nq", "fo", "ovf"}},
 	} {
 		if !slices.Contains(e.allowed, e.value) {
 			last := len(e.allowed) - 1
@@ -74,6 +75,9 @@ func (c *Configuration) validateAddresses() error {
 		return err
 	}
 	if _, err := prefixes("service-cidr", c.ServiceCIDR); err != nil {
+		return err
+	}
+	if _, err := prefixes("ipvs-exclude-cidrs", c.IPVSExcludeCIDRs); err != nil {
 		return err
 	}
 	for _, w := range c.NodePortAddresses {
@@ -134,6 +138,9 @@ func (c *Configuration) validateNumbers() error {
 		{"conntrack-tcp-timeout-close-wait", c.ConntrackTCPTimeoutCloseWait.Duration},
 		{"conntrack-udp-timeout", c.ConntrackUDPTimeout.Duration},
 		{"conntrack-udp-timeout-stream", c.ConntrackUDPTimeoutStream.Duration},
+		{"ipvs-tcp-timeout", c.IPVSTCPTimeout.Duration},
+		{"ipvs-tcpfin-timeout", c.IPVSTCPFinTimeout.Duration},
+		{"ipvs-udp-timeout", c.IPVSUDPTimeout.Duration},
 	} {
 		if e.value != 0 && (e.value < time.Second || e.value > 30*24*time.Hour) {
 			return &InvalidError{e.flag, e.value.String(), "0 (default) or 1s to 720h"}
@@ -141,6 +148,9 @@ func (c *Configuration) validateNumbers() error {
 	}
 	if _, _, err := c.MasqueradePortRange(); err != nil {
 		return err
+	}
+	if c.IPTablesMasqueradeBit < 0 || c.IPTablesMasqueradeBit > 31 {
+		return &InvalidError{"iptables-masquerade-bit", strconv.Itoa(c.IPTablesMasqueradeBit), "0 to 31"}
 	}
 	if c.V < 0 {
 		return &InvalidError{"v", strconv.Itoa(c.V), "a number from 0"}
@@ -201,6 +211,11 @@ func (c *Configuration) MasqueradePortRange() (first, last uint16, err error) {
 // ClusterPrefixes is ClusterCIDR, parsed and masked.
 func (c *Configuration) ClusterPrefixes() ([]netip.Prefix, error) {
 	return prefixes("cluster-cidr", c.ClusterCIDR)
+}
+
+// IPVSExcludePrefixes is IPVSExcludeCIDRs, parsed and masked.
+func (c *Configuration) IPVSExcludePrefixes() ([]netip.Prefix, error) {
+	return prefixes("ipvs-exclude-cidrs", c.IPVSExcludeCIDRs)
 }
 
 // ServicePrefixes is ServiceCIDR, parsed and masked.
