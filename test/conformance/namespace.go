@@ -39,7 +39,7 @@ func newNamespace(sysctls map[string]string) (*namespace, error) {
 		n.close()
 		return nil, err
 	}
-	if n.nl, err = netlink.NewHandleAt(n.file); err != nil {
+	if n.nl, err = netlink.NewHandleAt(n.file, unix.NETLINK_ROUTE); err != nil {
 		n.close()
 		return nil, fmt.Errorf("netlink in the new network namespace: %w", err)
 	}
