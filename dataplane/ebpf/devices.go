@@ -8,15 +8,12 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -26,6 +23,7 @@ import (
 
 	"fairlead.dev/bpf"
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/uplink"
 )
 
 // devices keeps the packet path attached to every device of the network
@@ -36,11 +34,10 @@ type devices struct {
 	log      *slog.Logger
 	ns       netns.NsHandle
 	route    *netlink.Handle
-	wake     chan struct{}
+	uplinks  *uplink.Uplinks
 	clsact   bool // the kernel has no tcx
 
-	mu       sync.Mutex
-	primary  []netip.Addr
+	// Of the goroutine of run.
 	attached map[int]role // by ifindex
 	skipped  map[int]bool // no Ethernet: said once
 }
@@ -50,7 +47,7 @@ type role uint8
 
 const (
 	podFacing role = iota + 1
-	uplink
+	outward
 )
 
 // newDevices attaches to the devices that are there now.
@@ -64,9 +61,15 @@ func newDevices(o Options, p *bpf.FairleadPrograms) (*devices, error) {
 		ns.Close()
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
+	u, err := uplink.Open(o.Devices, o.Logger)
+	if err != nil {
+		h.Close()
+		ns.Close()
+		return nil, err
+	}
 	d := &devices{
-		options: o, programs: p, log: o.Logger, ns: ns, route: h, clsact: o.Clsact || haveTCX() != nil,
-		wake: make(chan struct{}, 1), attached: map[int]role{}, skipped: map[int]bool{},
+		options: o, programs: p, log: o.Logger, ns: ns, route: h, uplinks: u, clsact: o.Clsact || haveTCX() != nil,
+		attached: map[int]role{}, skipped: map[int]bool{},
 	}
 	if err := d.reconcile(); err != nil {
 		d.close()
@@ -76,27 +79,18 @@ func newDevices(o Options, p *bpf.FairleadPrograms) (*devices, error) {
 }
 
 func (d *devices) close() {
+	d.uplinks.Close()
 	d.route.Close()
 	d.ns.Close()
 }
 
 // setNode tells which addresses mark a device as leading out.
 func (d *devices) setNode(n dataplane.Node) {
-	d.mu.Lock()
-	d.primary = []netip.Addr{n.PrimaryIPv4, n.PrimaryIPv6}
-	d.mu.Unlock()
-	d.kick()
+	d.uplinks.SetPrimary([]netip.Addr{n.PrimaryIPv4, n.PrimaryIPv6})
 }
 
-func (d *devices) kick() {
-	select {
-	case d.wake <- struct{}{}:
-	default:
-	}
-}
-
-// run follows link and route changes. It keeps its thread in the devices'
-// namespace, since a program is attached to an ifindex of the caller's.
+// run follows the devices. It keeps its thread in their namespace, since a
+// program is attached to an ifindex of the caller's.
 func (d *devices) run(ctx context.Context) {
 	runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
 	// Entering takes CAP_SYS_ADMIN; in a pod of the host's network this thread
@@ -111,158 +105,48 @@ func (d *devices) run(ctx context.Context) {
 			return
 		}
 	}
-	for {
-		d.follow(ctx)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(time.Second): // the subscription broke: a new one
-		}
-	}
-}
-
-func (d *devices) follow(ctx context.Context) {
-	done := make(chan struct{})
-	defer close(done)
-	links := make(chan netlink.LinkUpdate, 64)
-	routes := make(chan netlink.RouteUpdate, 64)
-	broken := make(chan error, 2)
-	fail := func(err error) {
-		select {
-		case broken <- err:
-		default:
-		}
-	}
-	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: fail}); err != nil {
-		d.log.Warn("watch devices", "error", err)
-		return
-	}
-	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: fail}); err != nil {
-		d.log.Warn("watch routes", "error", err)
-		return
-	}
-	for {
+	d.uplinks.Watch(ctx, func() {
 		if err := d.reconcile(); err != nil {
 			d.log.Warn("attach packet path", "error", err)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-broken:
-			return
-		case _, ok := <-links:
-			if !ok {
-				return
-			}
-		case _, ok := <-routes:
-			if !ok {
-				return
-			}
-		case <-d.wake:
-		}
-		for len(links) > 0 { // one look serves them all
-			<-links
-		}
-		for len(routes) > 0 {
-			<-routes
-		}
-	}
+	})
 }
 
 // reconcile attaches to new devices, changes programs where a device's part
 // changed, and forgets devices that are gone.
 func (d *devices) reconcile() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	links, err := d.route.LinkList()
-	if err != nil {
-		return fmt.Errorf("list devices: %w", err)
-	}
-	outward, err := d.outward()
-	if err != nil {
-		return err
-	}
 	var errs []error
 	present := map[int]bool{}
-	for _, l := range links {
-		a := l.Attrs()
-		present[a.Index] = true
-		if a.Flags&net.FlagLoopback != 0 {
-			continue
-		}
-		if a.EncapType != "ether" {
-			if !d.skipped[a.Index] {
-				d.skipped[a.Index] = true
-				d.log.Warn("device has no Ethernet header: Service traffic that enters there is not handled", "device", a.Name, "type", a.EncapType)
+	for _, dev := range d.uplinks.Devices() {
+		present[dev.Index] = true
+		if dev.Link != "ether" {
+			if !d.skipped[dev.Index] {
+				d.skipped[dev.Index] = true
+				d.log.Warn("device has no Ethernet header: Service traffic that enters there is not handled", "device", dev.Name, "type", dev.Link)
 			}
 			continue
 		}
-		r := d.roleOf(l, outward)
-		if d.attached[a.Index] == r {
+		r := podFacing
+		if dev.Uplink {
+			r = outward
+		}
+		if d.attached[dev.Index] == r {
 			continue
 		}
-		if err := d.attach(a.Index, r); err != nil {
-			errs = append(errs, fmt.Errorf("device %s: %w", a.Name, err))
+		if err := d.attach(dev.Index, r); err != nil {
+			errs = append(errs, fmt.Errorf("device %s: %w", dev.Name, err))
 			continue
 		}
-		d.attached[a.Index] = r
+		d.attached[dev.Index] = r
 	}
 	d.forget(present)
 	return errors.Join(errs...)
 }
 
-// outward gives the devices with a default route or the node's own address.
-func (d *devices) outward() (map[int]bool, error) {
-	out := map[int]bool{}
-	routes, err := d.route.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
-	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
-	}
-	for _, r := range routes {
-		out[r.LinkIndex] = true
-		for _, hop := range r.MultiPath {
-			out[hop.LinkIndex] = true
-		}
-	}
-	addrs, err := d.route.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
-	for _, a := range addrs {
-		ip, ok := netip.AddrFromSlice(a.IP)
-		for _, p := range d.primary {
-			// A /32 or /128 on a pod's veth (CNI ptp) does not lead out.
-			if ones, bits := a.Mask.Size(); ok && p.IsValid() && p == ip.Unmap() && ones < bits {
-				out[a.LinkIndex] = true
-			}
-		}
-	}
-	return out, nil
-}
-
-// tunnels lead to other nodes, so they are outward like a physical device.
-var tunnels = map[string]bool{"vxlan": true, "geneve": true, "gretap": true, "ip6gretap": true}
-
-func (d *devices) roleOf(l netlink.Link, outward map[int]bool) role {
-	a := l.Attrs()
-	if len(d.options.Devices) > 0 {
-		for _, pattern := range d.options.Devices {
-			if pattern == a.Name || (strings.HasSuffix(pattern, "*") && strings.HasPrefix(a.Name, strings.TrimSuffix(pattern, "*"))) {
-				return uplink
-			}
-		}
-		return podFacing
-	}
-	if outward[a.Index] || tunnels[l.Type()] || l.Type() == "device" {
-		return uplink
-	}
-	return podFacing
-}
-
 // attach makes ingress and egress of a device run our programs.
 func (d *devices) attach(ifindex int, r role) error {
 	ingress := d.programs.FairleadFromPod
-	if r == uplink {
+	if r == outward {
 		ingress = d.programs.FairleadFromUplink
 	}
 	// Egress first: a translated question must find its answer translated.
