@@ -99,7 +99,7 @@ func (s *Static) ConfigMap(_ context.Context, key types.NamespacedName) (*corev1
 	if m := s.configMaps[key]; m != nil {
 		return m, nil
 	}
-	return nil, apierrors.NewNotFound(corev1.Resource("configmaps"), key.Name)
+	return nil, apierrors.NewNotFound(corev1.Resource("configmap"), key.Name)
 }
 
 // Secret implements Store.
@@ -109,7 +109,7 @@ func (s *Static) Secret(_ context.Context, key types.NamespacedName) (*corev1.Se
 	if m := s.secrets[key]; m != nil {
 		return m, nil
 	}
-	return nil, apierrors.NewNotFound(corev1.Resource("secrets"), key.Name)
+	return nil, apierrors.NewNotFound(corev1.Resource("secret"), key.Name)
 }
 
 // Services implements Store.

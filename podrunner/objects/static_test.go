@@ -25,10 +25,10 @@ func TestStaticAnswersWithWhatItWasToldAndNotFoundOtherwise(t *testing.T) {
 	var s Static
 	ctx := t.Context()
 	a := types.NamespacedName{Namespace: "ns", Name: "a"}
-	if _, err := s.ConfigMap(ctx, a); !apierrors.IsNotFound(err) || err.Error() != `configmaps "a" not found` {
+	if _, err := s.ConfigMap(ctx, a); !apierrors.IsNotFound(err) || err.Error() != `configmap "a" not found` {
 		t.Errorf("missing ConfigMap: %v", err)
 	}
-	if _, err := s.Secret(ctx, a); !apierrors.IsNotFound(err) || err.Error() != `secrets "a" not found` {
+	if _, err := s.Secret(ctx, a); !apierrors.IsNotFound(err) || err.Error() != `secret "a" not found` {
 		t.Errorf("missing Secret: %v", err)
 	}
 	if _, err := s.Token(ctx, TokenRequest{}); !errors.Is(err, ErrNoTokens) {

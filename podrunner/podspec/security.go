@@ -94,6 +94,7 @@ func containerSecurity(pod *corev1.Pod, c *corev1.Container, in ContainerInput, 
 	if s.Apparmor, err = apparmor(pod, c); err != nil {
 		return nil, err
 	}
+	//lint:ignore SA1019 containerd 1.6 reads this one
 	s.ApparmorProfile = deprecatedApparmor(s.Apparmor)
 	if e.ProcMount == nil || *e.ProcMount != corev1.UnmaskedProcMount {
 		s.MaskedPaths, s.ReadonlyPaths = slices.Concat(maskedPaths, f.MaskedPaths), readonlyPaths
