@@ -10,12 +10,15 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"os"
+	"strings"
 	"time"
 )
 
 func main() {
 	name := flag.String("name", "", "`NAME` to answer with")
 	listen := flag.String("listen", ":8080", "`ADDRESS` for TCP and UDP")
+	message := flag.String("message", "", "`FILE` with a message to answer with too, read for each request")
 	flag.Parse()
 	udp, err := net.ListenPacket("udp", *listen)
 	if err != nil {
@@ -36,7 +39,15 @@ func main() {
 	server := http.Server{
 		Addr: *listen, ReadHeaderTimeout: 5 * time.Second,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			fmt.Fprintf(w, "%s saw %s\n", *name, r.RemoteAddr)
+			fmt.Fprintf(w, "%s saw %s", *name, r.RemoteAddr)
+			if *message != "" {
+				text, err := os.ReadFile(*message)
+				if err != nil {
+					log.Print(err)
+				}
+				fmt.Fprintf(w, " and says %s", strings.TrimSpace(string(text)))
+			}
+			fmt.Fprintln(w)
 		}),
 	}
 	log.Fatal(server.ListenAndServe())
