@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package podrunner
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"fairlead.dev/podrunner/cri"
+	"fairlead.dev/podrunner/podspec"
+	"fairlead.dev/podrunner/podstatus"
+)
+
+// pull is an image that is being got.
+type pull struct {
+	done  chan struct{}
+	image cri.Image
+	err   error
+}
+
+// prefetch gets the images of the containers that are first to start, while the
+// sandbox is made.
+func (w *worker) prefetch(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) {
+	first := w.pod.Spec.Containers
+	r := regular
+	if len(w.pod.Spec.InitContainers) > 0 {
+		first, r = w.pod.Spec.InitContainers[:1], initial
+	}
+	for i := range first {
+		c := &first[i]
+		if p := w.pulls[c.Name]; p != nil {
+			select {
+			case <-p.done:
+			default:
+				continue // it is still running
+			}
+		}
+		p := &pull{done: make(chan struct{})}
+		w.pulls[c.Name] = p
+		request := w.pullRequest(c, r, config, handler)
+		go func() {
+			defer close(p.done)
+			p.image, p.err = w.r.puller.Ensure(ctx, request)
+		}()
+	}
+}
+
+func (w *worker) pullRequest(c *corev1.Container, r role, config *runtimeapi.PodSandboxConfig, handler string) cri.PullRequest {
+	pod := w.pod
+	return cri.PullRequest{
+		Pod: w.uid, Image: c.Image, Policy: c.ImagePullPolicy, Sandbox: config, Handler: handler,
+		Secrets: func(ctx context.Context) []*corev1.Secret { return w.r.pullSecrets(ctx, pod) },
+		Event:   func(kind, reason, message string) { w.r.event(pod, fieldPath(c.Name, r), kind, reason, message) },
+	}
+}
+
+// pullSecrets are those of the Pod that exist; the others are passed over, as
+// the kubelet does.
+func (r *Runner) pullSecrets(ctx context.Context, pod *corev1.Pod) (secrets []*corev1.Secret) {
+	for _, ref := range pod.Spec.ImagePullSecrets {
+		if ref.Name == "" {
+			continue
+		}
+		s, err := r.o.Objects.Secret(ctx, types.NamespacedName{Namespace: pod.Namespace, Name: ref.Name})
+		if err != nil {
+			r.event(pod, "", corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
+				"Unable to retrieve some image pull secrets ("+ref.Name+"); attempting to pull the image may not succeed.")
+			continue
+		}
+		secrets = append(secrets, s)
+	}
+	return secrets
+}
+
+// image of a container that is to be started: the one that was prefetched, or
+// got now.
+func (w *worker) image(ctx context.Context, c *corev1.Container) (cri.Image, error) {
+	if p := w.pulls[c.Name]; p != nil {
+		delete(w.pulls, c.Name)
+		<-p.done // its context is this one, or has ended
+		if !errors.Is(p.err, context.Canceled) || ctx.Err() != nil {
+			return p.image, p.err
+		}
+	}
+	f := w.facts()
+	config, err := podspec.Sandbox(w.pod, w.observed.Active().Attempt, f)
+	if err != nil {
+		return cri.Image{}, err
+	}
+	handler, err := podspec.Handler(w.pod, f)
+	if err != nil {
+		return cri.Image{}, err
+	}
+	return w.r.puller.Ensure(ctx, w.pullRequest(c, regular, config, handler))
+}
+
+// noImage notes why a container waits for its image.
+func (w *worker) noImage(o startOrder, err error, event func(string, string, string)) (time.Time, error) {
+	var e *cri.ImageError
+	if !errors.As(err, &e) {
+		return w.retry(), err
+	}
+	w.waiting[o.spec.Name] = podstatus.Waiting{Reason: e.Reason, Message: e.Message}
+	if e.Reason != cri.ReasonImagePullBackOff {
+		event(corev1.EventTypeWarning, "Failed", "Error: "+e.Reason)
+	}
+	if !e.Retry.IsZero() {
+		return e.Retry, err
+	}
+	return w.retry(), err
+}

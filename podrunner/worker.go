@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package podrunner
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"fairlead.dev/podrunner/cri"
+	"fairlead.dev/podrunner/objects"
+	"fairlead.dev/podrunner/podspec"
+	"fairlead.dev/podrunner/podstatus"
+)
+
+// worker brings one Pod in line with what is wanted of it. Others put into its
+// inbox and wake it; all that is not guarded by mu is its goroutine's own.
+type worker struct {
+	r   *Runner
+	uid types.UID
+	key types.NamespacedName
+	// after is closed when this Pod may begin; nil: at once. gone is closed when
+	// nothing of this one is left.
+	after <-chan struct{}
+	gone  chan struct{}
+	waker chan struct{}
+	// next, guarded by the Runner's mu, begins the same Pod again when this is
+	// gone.
+	next func()
+
+	// admitted is the Pod while it takes room on the node.
+	admitted atomic.Pointer[corev1.Pod]
+	// deferred: a resize waits for room.
+	deferred atomic.Bool
+
+	mu     sync.Mutex
+	inbox  inbox
+	shown  shown
+	cancel context.CancelFunc // of the calls that an end of the Pod ends
+
+	wanted *corev1.Pod // as it was told
+	pod    *corev1.Pod // the same with the resources that were granted; nil: an orphan
+	given  bool        // its UID was
+	lost   bool        // the source does not have it any more
+	orphan *corev1.Pod // what the runtime knows of one that was never told of
+
+	observed podstatus.Observed
+	changed  time.Time // when the worker last changed something in the runtime
+	recalled bool
+
+	waiting  map[string]podstatus.Waiting
+	backoff  *backoff
+	pulls    map[string]*pull // by image
+	stopping map[string]*stop // by container ID
+	applied  map[string]*corev1.ResourceRequirements
+	resizing []corev1.PodCondition
+
+	mounted  bool
+	probing  bool
+	failed   *podstatus.Failure
+	grace    *time.Duration // a bound of an eviction
+	rejected bool
+	terminal bool // nothing is started any more, and all has stopped
+	cleaned  bool
+	status   corev1.PodStatus
+	failures int // in a row
+}
+
+// inbox is what others left for the worker.
+type inbox struct {
+	pod      *corev1.Pod
+	given    bool
+	hash     uint64
+	removed  bool
+	listed   *cri.Listed
+	listedAt time.Time
+	fresh    bool        // listed is news
+	last     *cri.Listed // what was last put there
+	look     bool        // ask the runtime about this Pod
+	stopped  []string    // containers whose stop has ended
+	refresh  bool
+	evicted  *podstatus.Failure
+	grace    time.Duration
+}
+
+// shown is what the Runner's readers see.
+type shown struct {
+	pod        *corev1.Pod
+	status     corev1.PodStatus
+	containers []podstatus.Container
+	sandbox    string
+}
+
+func (r *Runner) newWorker(uid types.UID, key types.NamespacedName) *worker {
+	return &worker{
+		r: r, uid: uid, key: key, gone: make(chan struct{}), waker: make(chan struct{}, 1),
+		waiting: map[string]podstatus.Waiting{}, backoff: newBackoff(r.o.RestartBackoff, r.o.RestartBackoffMax),
+		pulls: map[string]*pull{}, stopping: map[string]*stop{}, applied: map[string]*corev1.ResourceRequirements{},
+	}
+}
+
+func (w *worker) wake() {
+	select {
+	case w.waker <- struct{}{}:
+	default:
+	}
+}
+
+// put changes the inbox and wakes the worker.
+func (w *worker) put(f func(*inbox)) {
+	w.mu.Lock()
+	f(&w.inbox)
+	w.mu.Unlock()
+	w.wake()
+}
+
+// set gives the worker its Pod, which is not changed afterwards.
+func (w *worker) set(p *corev1.Pod, given bool) {
+	w.put(func(in *inbox) {
+		in.pod, in.given, in.hash, in.removed = p, given, hashOf(p), false
+	})
+	w.mu.Lock()
+	w.shown.pod = p
+	if w.shown.status.Phase == "" {
+		w.shown.status = p.Status
+	}
+	w.mu.Unlock()
+	if p.DeletionTimestamp != nil {
+		w.interrupt()
+	}
+}
+
+// same says whether the Pod, as it was told, is what the worker has.
+func (w *worker) same(p *corev1.Pod) bool {
+	w.mu.Lock()
+	have, removed, uid := w.inbox.hash, w.inbox.removed, w.inbox.pod
+	w.mu.Unlock()
+	if removed || uid == nil {
+		return false
+	}
+	copied := p.DeepCopy()
+	Default(copied)
+	return hashOf(copied) == have && (p.UID == "" || p.UID == w.uid)
+}
+
+// hashOf what matters of a Pod here: all that it is told, of its status only the
+// conditions of others.
+func hashOf(p *corev1.Pod) uint64 {
+	h := fnv.New64a()
+	conditions := slices.DeleteFunc(slices.Clone(p.Status.Conditions), func(c corev1.PodCondition) bool {
+		return !slices.ContainsFunc(p.Spec.ReadinessGates, func(g corev1.PodReadinessGate) bool { return g.ConditionType == c.Type })
+	})
+	done := p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
+	err := json.NewEncoder(h).Encode([]any{p.Spec, p.Labels, p.Annotations, p.DeletionTimestamp, p.DeletionGracePeriodSeconds, p.Generation, conditions, done})
+	if err != nil { // types of the API marshal
+		panic(err)
+	}
+	return h.Sum64()
+}
+
+// remove: the source does not have the Pod any more.
+func (w *worker) remove() {
+	w.put(func(in *inbox) { in.removed = true })
+	w.interrupt()
+}
+
+func (w *worker) removed() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.inbox.removed
+}
+
+func (w *worker) evict(reason, message string, grace time.Duration) {
+	w.put(func(in *inbox) {
+		if in.evicted == nil {
+			in.evicted, in.grace = &podstatus.Failure{Reason: reason, Message: message}, grace
+		}
+	})
+	w.interrupt()
+}
+
+// interrupt ends pulls and hooks of a Pod that is to be ended.
+func (w *worker) interrupt() {
+	w.mu.Lock()
+	cancel := w.cancel
+	w.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+func (w *worker) refresh()   { w.put(func(in *inbox) { in.refresh = true }) }
+func (w *worker) lookAgain() { w.put(func(in *inbox) { in.look = true }) }
+
+// setListed gives what the runtime had of the Pod when it was listed.
+func (w *worker) setListed(l *cri.Listed, at time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	in := &w.inbox
+	if (l == nil && in.last == nil && !in.listedAt.IsZero()) || l.Equal(in.last) {
+		return
+	}
+	in.listed, in.last, in.listedAt, in.fresh = l, l, at, true
+	w.wake()
+}
+
+func (w *worker) refersTo(k objects.Key) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.inbox.pod != nil && refersTo(w.inbox.pod, k)
+}
+
+func (w *worker) snapshot() *corev1.Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.shown.pod == nil {
+		return nil
+	}
+	p := w.shown.pod.DeepCopy()
+	w.shown.status.DeepCopyInto(&p.Status)
+	return p
+}
+
+func (w *worker) container(name string, skip int) (id, logPath string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.shown.containers {
+		if c.Name != name {
+			continue
+		}
+		if skip == 0 {
+			return c.ID, c.LogPath, nil
+		}
+		skip--
+	}
+	return "", "", fmt.Errorf("container %q of pod %q %w", name, w.key, ErrNotFound)
+}
+
+func (w *worker) sandboxID() (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.shown.sandbox == "" {
+		return "", fmt.Errorf("sandbox of pod %q %w", w.key, ErrNotFound)
+	}
+	return w.shown.sandbox, nil
+}
+
+// take empties the inbox.
+func (w *worker) take() inbox {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	in := w.inbox
+	w.inbox.fresh, w.inbox.look, w.inbox.stopped, w.inbox.refresh = false, false, nil, false
+	return in
+}
+
+// loop works until nothing of the Pod is left, or ctx ends.
+func (w *worker) loop(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-w.r.ready:
+	}
+	if !w.await(ctx) {
+		return
+	}
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		next, done := w.sync(ctx)
+		if done {
+			close(w.gone)
+			w.r.gone(w)
+			return
+		}
+		wait := time.Hour
+		if !next.IsZero() {
+			wait = max(time.Until(next), time.Millisecond)
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			w.drain()
+			return
+		case <-w.waker:
+		case <-timer.C:
+		}
+	}
+}
+
+// await waits for the Pod of the same name that was before this one.
+func (w *worker) await(ctx context.Context) bool {
+	for w.after != nil {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-w.after:
+			w.after = nil
+		case <-w.waker:
+			if w.removed() {
+				w.after = nil
+				w.wake()
+			}
+		}
+	}
+	return ctx.Err() == nil
+}
+
+// drain waits for the stops and pulls that run; ctx has ended, and so do they.
+func (w *worker) drain() {
+	for _, s := range w.stopping {
+		<-s.done
+	}
+	for _, p := range w.pulls {
+		<-p.done
+	}
+}
+
+// sync does what is to be done now. next is when to look again at the latest,
+// zero: when woken.
+func (w *worker) sync(ctx context.Context) (next time.Time, done bool) {
+	in := w.take()
+	w.accept(&in)
+	if err := w.observe(ctx, &in); err != nil {
+		if ctx.Err() == nil {
+			w.r.log.Debug("look at a Pod", "pod", w.key, "error", err)
+		}
+		w.lookAgainLater(&in)
+		return w.retry(), false
+	}
+	w.recall()
+	if d := w.deadline(); !d.IsZero() {
+		next = d
+	}
+	w.probe()
+	if w.ending() {
+		at, done := w.end(ctx)
+		return earlier(next, at), done
+	}
+	if !w.admit() {
+		return time.Time{}, false
+	}
+	w.report()
+	return earlier(next, w.act(ctx, in.refresh)), false
+}
+
+// lookAgainLater puts back what could not be done.
+func (w *worker) lookAgainLater(in *inbox) {
+	w.mu.Lock()
+	w.inbox.look = true
+	w.inbox.refresh = w.inbox.refresh || in.refresh
+	w.mu.Unlock()
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
+		return b
+	}
+	return a
+}
+
+// retry is when to try again after a failure.
+func (w *worker) retry() time.Time {
+	wait := w.r.o.Retry << min(w.failures, 4)
+	w.failures++
+	return time.Now().Add(wait)
+}
+
+// accept takes what is new of the Pod itself.
+func (w *worker) accept(in *inbox) {
+	if in.pod != nil && in.pod != w.wanted {
+		if w.wanted == nil {
+			w.status = in.pod.Status
+		}
+		w.wanted, w.given = in.pod, in.given
+		w.grant()
+		w.r.o.Objects.Use(w.pod)
+	}
+	w.lost = in.removed
+	for _, id := range in.stopped {
+		delete(w.stopping, id)
+	}
+	if in.evicted != nil && w.failed == nil {
+		w.failed, w.grace = in.evicted, &in.grace
+	}
+}
+
+// facts of the node, with the Pod's addresses.
+func (w *worker) facts() *podspec.Facts {
+	f := w.r.o.Facts()
+	if w.pod != nil {
+		f.PodIPs = podstatus.PodIPs(w.pod, &w.observed, f.HostIPs)
+	}
+	return &f
+}
+
+// deadline fails a Pod that has been active for too long, and says when it will
+// have been.
+func (w *worker) deadline() time.Time {
+	if w.pod == nil || w.pod.Spec.ActiveDeadlineSeconds == nil || w.failed != nil || w.terminal || w.status.StartTime == nil {
+		return time.Time{}
+	}
+	at := w.status.StartTime.Add(time.Duration(*w.pod.Spec.ActiveDeadlineSeconds) * time.Second)
+	if time.Now().Before(at) {
+		return at
+	}
+	w.failed = &podstatus.Failure{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"}
+	w.r.event(w.pod, "", corev1.EventTypeNormal, w.failed.Reason, w.failed.Message)
+	return time.Time{}
+}
+
+// admit asks once whether the Pod can be run at all, and beside the others.
+func (w *worker) admit() bool {
+	if w.admitted.Load() != nil {
+		return true
+	}
+	var why *podspec.Refused
+	if w.observed.Active() == nil {
+		w.r.admitMu.Lock()
+		defer w.r.admitMu.Unlock()
+		if why = podspec.Check(w.pod, w.facts()); why == nil {
+			why = w.r.o.Admit(w.pod, w.r.others(w.uid))
+		}
+	}
+	if why == nil {
+		w.admitted.Store(w.pod)
+		return true
+	}
+	w.failed = &podstatus.Failure{Reason: why.Reason, Message: "Pod was rejected: " + why.Message}
+	w.rejected = true
+	w.r.event(w.pod, "", corev1.EventTypeWarning, why.Reason, why.Message)
+	w.wake()
+	return false
+}
