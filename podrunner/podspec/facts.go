@@ -67,6 +67,8 @@ type Features struct {
 	// SupplementalGroupsPolicy is whether a policy other than Merge is
 	// followed.
 	SupplementalGroupsPolicy bool
+	// MountOptions is whether bindMountOptions are followed.
+	MountOptions bool
 	// RecursiveReadOnly has the handlers that mount recursively read-only.
 	RecursiveReadOnly map[string]bool
 }
