@@ -3,17 +3,13 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
+	"context"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
-	"time"
 )
 
 // agent is a running one with a place of its own on the hooked site's node.
@@ -52,7 +48,7 @@ func (b *bench) startInner(o loadOrder) (*agent, error) {
 
 // startOuter starts `fairlead run` on a directory of n Services and waits until
 // it says that the kernel is in line.
-func (b *bench) startOuter(n int) (*agent, error) {
+func (b *bench) startOuter(ctx context.Context, n int) (*agent, error) {
 	p, err := b.lab.newPlace()
 	if err != nil {
 		return nil, err
@@ -62,9 +58,9 @@ func (b *bench) startOuter(n int) (*agent, error) {
 	}
 	a := &agent{place: p}
 	a.outer = exec.Command(b.fairlead, "run", "--manifests", p.manifests, "--state-dir", p.state, "--node-name", nodeName,
-		"--bpffs", p.bpffs, "--cgroup-root", b.lab.cgroupDir(p.pods), "--cluster-cidr", "10.244.0.0/16,fd00:10:244::/48",
+		"--bpffs", p.bpffs, "--cgroup-root", b.lab.cgroupDir(p.pods), "--cluster-cidr", clusterCIDRs,
 		"--log-format", "json")
-	said, err := a.outer.StderrPipe()
+	said, err := logOf(a.outer)
 	if err != nil {
 		return nil, err
 	}
@@ -73,44 +69,15 @@ func (b *bench) startOuter(n int) (*agent, error) {
 		return nil, fmt.Errorf("start %s: %w", b.fairlead, err)
 	}
 	a.pid = a.outer.Process.Pid
-	if err := waitForLine(said, "kernel in line with the rule table", n); err != nil {
+	limit, cancel := context.WithTimeoutCause(ctx, readyWithin, errTooSlow)
+	defer cancel()
+	if err := said.inLine(limit, n); err != nil {
 		a.stop()
 		return nil, fmt.Errorf("fairlead run: %w", err)
 	}
 	a.load.Load.Wall = monotonic() - begin
 	a.load.Load.CPU, err = cgroupCPU(b.lab.cgroupDir(p.self))
 	return a, err
-}
-
-// waitForLine reads a JSON log until msg comes for n Services, and then on in
-// the background.
-func waitForLine(log io.Reader, msg string, n int) error {
-	found := make(chan error, 1)
-	var once sync.Once
-	go func() {
-		var last []string
-		for s := bufio.NewScanner(log); s.Scan(); {
-			var line struct {
-				Msg      string
-				Services int
-			}
-			last = append(last, s.Text())
-			if json.Unmarshal(s.Bytes(), &line) == nil && line.Msg == msg {
-				var err error
-				if line.Services != n {
-					err = fmt.Errorf("it programmed %d Services, not %d; it said:\n%s", line.Services, n, strings.Join(last, "\n"))
-				}
-				once.Do(func() { found <- err })
-			}
-		}
-		once.Do(func() { found <- fmt.Errorf("it ended; it said:\n%s", strings.Join(last, "\n")) })
-	}()
-	select {
-	case err := <-found:
-		return err
-	case <-time.After(time.Minute):
-		return fmt.Errorf("not ready after a minute")
-	}
 }
 
 // cgroupCPU is the CPU time of all that ran in a cgroup, in nanoseconds.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 
 	"fairlead.dev/controller/compile"
 	"fairlead.dev/controller/source"
@@ -70,6 +72,50 @@ func TestADirectoryIsTheSameClusterAsTheObjectsInMemory(t *testing.T) {
 		if len(r.Backends) != backends {
 			t.Errorf("%s %s has %d Backends, want %d", r.Service, r.Address, len(r.Backends), backends)
 		}
+	}
+}
+
+func TestTheAPIServerHasTheSameClusterAndTellsOfChanges(t *testing.T) {
+	const n = 20
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := serveAPI(listener, n)
+	defer api.close()
+	all, err := source.NewAPIServer(source.APIServerOptions{Config: &rest.Config{Host: api.url}, NodeName: nodeName})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, got := rowsOf(t, &made{services: n}), rowsOf(t, all)
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("-in memory, +API server:\n%s", diff)
+	}
+
+	again, err := source.NewAPIServer(source.APIServerOptions{Config: &rest.Config{Host: api.url}, NodeName: nodeName})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+	defer stop()
+	f := follower{table: table{compile.New(compile.Options{}), func() { api.change("endpointslices", newSlices(0, firstAfter)[0]) }}, stop: stop}
+	if err := again.Run(ctx, f); err != nil {
+		t.Fatal(err)
+	}
+	if context.Cause(ctx) != context.Canceled {
+		t.Errorf("the change did not come: %v", context.Cause(ctx))
+	}
+}
+
+// follower stops when the probed Service has its other Backends.
+type follower struct {
+	table
+	stop func()
+}
+
+func (f follower) OnEndpointSlice(_ types.NamespacedName, s *discoveryv1.EndpointSlice) {
+	if s != nil && s.Endpoints[0].Addresses[0] == podIPv4(firstAfter).String() {
+		f.stop()
 	}
 }
 

@@ -226,6 +226,23 @@ func await(o awaitOrder) (awaited, error) {
 	return r, fmt.Errorf("ask %s: no answer from the new Backends after %v", o.To, o.Within)
 }
 
+// appearPause is between two tries to reach a Service that is not there yet.
+const appearPause = 5 * time.Millisecond
+
+// appear asks To until there is an answer, whatever went wrong before.
+func appear(o awaitOrder) (awaited, error) {
+	var r awaited
+	var err error
+	for end := time.Now().Add(o.Within); time.Now().Before(end); time.Sleep(appearPause) {
+		if _, err = askOnce(o.To); err == nil {
+			r.At = monotonic()
+			return r, nil
+		}
+		r.Before++
+	}
+	return r, fmt.Errorf("%s did not appear in %v: %w", o.To, o.Within, err)
+}
+
 // askOnce connects and reads who answers.
 func askOnce(to netip.AddrPort) (who int, err error) {
 	fd, err := newSocket(to.Addr(), unix.IPPROTO_TCP)

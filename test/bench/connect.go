@@ -44,7 +44,7 @@ func (b *bench) connect(context.Context) error {
 		{"TCP IPv4", unix.IPPROTO_TCP, false}, {"TCP IPv6", unix.IPPROTO_TCP, true},
 		{"UDP IPv4", unix.IPPROTO_UDP, false},
 	} {
-		o := connectOrder{Protocol: c.protocol, Blocks: b.blocks, PerBlock: perBlock, Variants: b.variants(a.place, c.ipv6)}
+		o := connectOrder{Protocol: c.protocol, Blocks: b.blocks, PerBlock: perBlock, Variants: b.variants(b.lab.hooked, a.place, c.ipv6)}
 		var r connectResult
 		if err := client.ask("connects", o, &r); err != nil {
 			return err
@@ -54,7 +54,7 @@ func (b *bench) connect(context.Context) error {
 	return a.leave()
 }
 
-func (b *bench) variants(p *place, ipv6 bool) []variant {
+func (b *bench) variants(s *site, p *place, ipv6 bool) []variant {
 	of, vip := podIPv4, probeIPv4
 	if ipv6 {
 		of, vip = podIPv6, probeIPv6
@@ -64,7 +64,7 @@ func (b *bench) variants(p *place, ipv6 bool) []variant {
 		pods = append(pods, netip.AddrPortFrom(of(firstBefore+k), serverPort))
 	}
 	plain, hooked := b.lab.cgroupDir("server"), b.lab.cgroupDir(p.pods)
-	here, there := b.lab.hooked.client.path(), b.lab.bare.client.path()
+	here, there := s.client.path(), b.lab.bare.client.path()
 	return []variant{
 		bareVariant:     {"a node without fairlead", there, plain, pods},
 		unhookedVariant: {"a cgroup without hooks", here, plain, pods},

@@ -18,7 +18,7 @@ var sizes = []int{100, 1000, 10000}
 const checkEvery = time.Second
 
 // flip measures how long a changed EndpointSlice takes to move connections.
-func (b *bench) flip(context.Context) error {
+func (b *bench) flip(ctx context.Context) error {
 	for _, n := range sizes {
 		a, err := b.startInner(loadOrder{Services: n})
 		if err == nil {
@@ -29,7 +29,7 @@ func (b *bench) flip(context.Context) error {
 		}
 	}
 	for _, n := range sizes {
-		a, err := b.startOuter(n)
+		a, err := b.startOuter(ctx, n)
 		if err == nil {
 			err = b.flips(a, "a directory", n)
 		}

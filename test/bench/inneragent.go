@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/pprof"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,10 +76,7 @@ func (a *innerAgent) load(o loadOrder) (r loaded, err error) {
 			return r, err
 		}
 	}
-	slots := ebpf.DefaultSlotsMax
-	if need := o.Services * 12; need > slots { // 50,000 x 10: as --slots-max would be set
-		slots = need
-	}
+	slots := slotsFor([]int{o.Services})
 	wall, cpu := monotonic(), cpuTime()
 	inner, err := ebpf.New(context.Background(), ebpf.Options{BPFFS: o.BPFFS, CgroupRoot: o.CgroupRoot, SlotsMax: slots, Logger: log})
 	if err != nil {
@@ -122,6 +120,11 @@ func (a *innerAgent) load(o loadOrder) (r loaded, err error) {
 	r.Load = costSince(wall, cpu)
 	r.Sync, r.Profiled = cost{Wall: a.dp.took[0]}, o.Profile != ""
 	return r, nil
+}
+
+// slotsFor is what --slots-max would be set to.
+func slotsFor(services []int) int {
+	return max(ebpf.DefaultSlotsMax, 12*slices.Max(services))
 }
 
 func (a *innerAgent) openSource(log *slog.Logger) (err error) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,7 @@ func podIPv6(last int) netip.Addr {
 // site is a node with a client pod and a server pod, each with a veth to it.
 type site struct {
 	node, client, server *namespace
+	serving              *process // ends when nobody holds it
 }
 
 // lab is everything that is made: in the file system, in cgroup2, and two
@@ -42,7 +44,6 @@ type lab struct {
 	hooked  *site
 	bare    *site
 	spaces  []*namespace
-	servers []*process // end when nobody holds them
 	places  int
 }
 
@@ -71,11 +72,6 @@ func newLab() (l *lab, err error) {
 		if *at, err = l.newSite(); err != nil {
 			return l, err
 		}
-		p, err := l.start("server", (*at).server, "server")
-		if err != nil {
-			return l, err
-		}
-		l.servers = append(l.servers, p)
 	}
 	return l, nil
 }
@@ -111,10 +107,27 @@ func (l *lab) newSite() (*site, error) {
 			return nil, err
 		}
 	}
-	if err := addPod(s.node, s.client, "pod-client", 10, 1); err != nil {
-		return nil, err
+	err := addPod(s.node, s.client, "pod-client", 10, 1)
+	if err == nil {
+		err = addPod(s.node, s.server, "pod-server", firstBefore, 2*backends)
 	}
-	return s, addPod(s.node, s.server, "pod-server", firstBefore, 2*backends)
+	if err == nil {
+		s.serving, err = l.start("server", s.server, "server")
+	}
+	return s, err
+}
+
+// closeSite ends a site before the lab ends, and so what is in its kernel.
+func (l *lab) closeSite(s *site) {
+	if s.serving != nil {
+		s.serving.stop()
+	}
+	for _, ns := range []*namespace{s.node, s.client, s.server} {
+		if ns != nil {
+			ns.close()
+			l.spaces = slices.DeleteFunc(l.spaces, func(other *namespace) bool { return other == ns })
+		}
+	}
 }
 
 // addPod plugs a pod with n addresses, whose last bytes begin at first, into a

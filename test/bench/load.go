@@ -27,7 +27,7 @@ func (b *bench) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	outer, err := b.startOuter(loadServices)
+	outer, err := b.startOuter(ctx, loadServices)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,17 +20,20 @@ import (
 )
 
 // parts are what can be measured, in the order of a run.
-var parts = []string{"connect", "flip", "load", "dump", "packet"}
+var parts = []string{"connect", "flip", "load", "dump", "packet", "dataplanes"}
 
 // settings are the command line's.
 type settings struct {
-	output   string
-	parts    []string
-	fairlead string
-	profile  string
-	limit    time.Duration
-	flips    int
-	blocks   int
+	output     string
+	parts      []string
+	fairlead   string
+	profile    string
+	limit      time.Duration
+	flips      int
+	blocks     int
+	dataplanes []string
+	services   []int // of the part dataplanes
+	kubeProxy  string
 }
 
 func main() {
@@ -54,10 +58,21 @@ func parseFlags(args []string) (settings, error) {
 	f.StringVar(&s.output, "o", "table", "table or json")
 	f.StringVar(&s.fairlead, "fairlead", "", "`FILE` of the fairlead binary (default: it is built)")
 	f.StringVar(&s.profile, "profile", "", "existing `DIR` for CPU and heap profiles of the agents in this program")
-	f.DurationVar(&s.limit, "limit", 4*time.Minute, "give up after so long")
+	f.DurationVar(&s.limit, "limit", 10*time.Minute, "give up after so long")
 	f.IntVar(&s.flips, "flips", 200, "changes of endpoints in each setting")
 	f.IntVar(&s.blocks, "blocks", 100, "blocks of connects in each setting")
+	which := f.String("dataplanes", "ebpf,nftables,iptables", "those that the part dataplanes compares, with commas")
+	counts := f.String("services", "1000,10000", "numbers of Services that it compares them with, with commas")
+	f.StringVar(&s.kubeProxy, "kube-proxy", "", "`FILE` of a kube-proxy that it compares them with, in nftables mode (test/e2e: go run ./cmd/build-controlplane kube-proxy)")
 	_ = f.Parse(args)
+	s.dataplanes = strings.Split(*which, ",")
+	for _, n := range strings.Split(*counts, ",") {
+		count, err := strconv.Atoi(n)
+		if err != nil || count < 1 || count > 65536 {
+			return s, fmt.Errorf("-services %s: want numbers from 1 to 65536", *counts)
+		}
+		s.services = append(s.services, count)
+	}
 	s.parts = strings.Split(*only, ",")
 	for _, p := range s.parts {
 		if !slices.Contains(parts, p) {
@@ -106,6 +121,7 @@ func run(s settings) (err error) {
 		do   func(context.Context) error
 	}{
 		{"", b.build}, {"connect", b.connect}, {"flip", b.flip}, {"load", b.load}, {"dump", b.dump}, {"packet", b.packet},
+		{"dataplanes", b.dataplanes},
 	} {
 		if step.part != "" && !slices.Contains(s.parts, step.part) {
 			continue

@@ -24,6 +24,8 @@ const (
 	namespaced  = "bench"
 	probeName   = "service-00000"
 	servicePort = 80
+
+	clusterCIDRs = "10.244.0.0/16,fd00:10:244::/48"
 )
 
 var probeIPv4, probeIPv6 = netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")

@@ -27,7 +27,7 @@ func play(role string) {
 	case "server":
 		serve(ops{"listening": listen()})
 	case "client":
-		serve(ops{"connects": op(measureConnects), "await": op(await)})
+		serve(ops{"connects": op(measureConnects), "await": op(await), "appear": op(appear)})
 	case "agent":
 		a := &innerAgent{}
 		serve(ops{"load": op(a.load), "flip": op(a.flip), "syncs": op(a.syncs), "profile": op(a.profile)})

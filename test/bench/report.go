@@ -27,6 +27,7 @@ type report struct {
 	Load            []loadRow
 	Dump            []dumpRow
 	Packet          []packetRow
+	Dataplanes      []dataplaneRow
 }
 
 // connectRow has medians in nanoseconds, and medians of the ratios of blocks.
@@ -66,6 +67,21 @@ type dumpRow struct {
 	Services, Runs int
 	Ms, CPUMs, MiB float64
 	LoadMs         float64
+}
+
+// dataplaneRow is one contestant at one size, fed by the same API server.
+type dataplaneRow struct {
+	Name     string
+	Services int
+	// Without says why there are no figures; empty where there are.
+	Without string
+	// Load is from exec until all is in force, with the agent's children.
+	Load                costRow
+	Memory              memory // of the agent alone, dataplaneSettle later
+	Connect             connectRow
+	Flips               int
+	P50Ms, P99Ms, MaxMs float64
+	CPUMsPerFlip        float64 // with the agent's children
 }
 
 // packetRow is one figure of BenchmarkNorthSouth.
@@ -148,5 +164,22 @@ func (r *report) print(out io.Writer) error {
 			}
 		}
 	}
+	r.printDataplanes(line)
 	return w.Flush()
+}
+
+func (r *report) printDataplanes(line func(format string, args ...any)) {
+	if len(r.Dataplanes) == 0 {
+		return
+	}
+	line("\ndataplanes\tServices x 10\tload ms\tload CPU ms\tRSS MiB\tanonymous\tflips\tp50 ms\tp99 ms\tmax ms\tCPU ms each\tconnect µs\tClusterIP/pod\tpod/no agent\t")
+	for _, d := range r.Dataplanes {
+		if d.Without != "" {
+			line("%s\t%d\t%s\t", d.Name, d.Services, d.Without)
+			continue
+		}
+		line("%s\t%d\t%.0f\t%.0f\t%.1f\t%.1f\t%d\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.3f\t%.3f\t", d.Name, d.Services, d.Load.WallMs, d.Load.CPUMs,
+			d.Memory.RSS, d.Memory.Anonymous, d.Flips, d.P50Ms, d.P99Ms, d.MaxMs, d.CPUMsPerFlip,
+			d.Connect.ServiceNs/1e3, d.Connect.ServiceOverDirect, d.Connect.DirectOverBare)
+	}
 }
