@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -210,7 +209,7 @@ func (c *content) add(path string, data []byte, mode *int32, user *int64) {
 	if user != nil {
 		f.user = int(*user)
 	}
-	c.files[filepath.Clean(path)] = f
+	c.files[path] = f
 }
 
 func unlessOptional(err error, optional *bool) error {

@@ -40,10 +40,9 @@ const (
 // nothing where they are there already, and tidies up what a write left that
 // was interrupted.
 func (f files) write(dir string, group int) error {
-	for path := range f {
-		if err := checkPath(path); err != nil {
-			return err
-		}
+	f, err := f.checked()
+	if err != nil {
+		return err
 	}
 	if err := own(dir, 0o755, group, 0o440); err != nil {
 		return err
@@ -63,10 +62,22 @@ func (f files) write(dir string, group int) error {
 	return f.tidy(dir, current)
 }
 
+// checked returns the files by their shortest paths.
+func (f files) checked() (files, error) {
+	clean := make(files, len(f))
+	for path, x := range f {
+		if err := checkPath(path); err != nil {
+			return nil, err
+		}
+		clean[filepath.Clean(path)] = x
+	}
+	return clean, nil
+}
+
 // checkPath of a file in a volume, as the API validates it.
 func checkPath(path string) error {
 	switch items := strings.Split(path, "/"); {
-	case path == "" || path == ".":
+	case filepath.Clean(path) == ".":
 		return fmt.Errorf("invalid path: must not be empty: %q", path)
 	case filepath.IsAbs(path):
 		return fmt.Errorf("invalid path: must be relative path: %s", path)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -369,5 +370,18 @@ func TestKnownArePodsWithSomethingOnDisk(t *testing.T) {
 	}
 	if got, _ := b.Known(); len(got) != 1 {
 		t.Errorf("a refresh brought back what was torn down: %v", got)
+	}
+}
+
+func namespaced(name string) types.NamespacedName {
+	return types.NamespacedName{Namespace: "web", Name: name}
+}
+
+// setTimes sets the times of a link itself.
+func setTimes(t *testing.T, path string, at time.Time) {
+	t.Helper()
+	ts := unix.NsecToTimespec(at.UnixNano())
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		t.Fatal(err)
 	}
 }
