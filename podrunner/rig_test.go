@@ -30,9 +30,13 @@ func TestMain(m *testing.M) { containerdtest.Main(m) }
 // tests are slow and shared.
 const patience = 60 * time.Second
 
-// rig is a Runner with a real containerd, and what it told.
+// rig is a Runner with a real containerd, and what it told, as a test sees it.
 type rig struct {
-	t  testing.TB
+	t testing.TB
+	*shared
+}
+
+type shared struct {
 	rt *containerdtest.Runtime
 	o  Options
 
@@ -50,12 +54,12 @@ type rig struct {
 func newRig(t testing.TB, with ...func(*Options)) *rig {
 	t.Helper()
 	rt := containerdtest.Start(t)
-	g := &rig{
-		t: t, rt: rt, told: map[types.NamespacedName][]corev1.PodStatus{}, finished: map[types.UID]bool{},
+	g := &rig{t, &shared{
+		rt: rt, told: map[types.NamespacedName][]corev1.PodStatus{}, finished: map[types.UID]bool{},
 		news: make(chan struct{}), wanted: map[types.NamespacedName]*corev1.Pod{},
-	}
+	}}
 	g.o = Options{
-		NodeName: "node", Root: rt.Root, Socket: rt.Socket, Objects: noObjects{}, Status: g, Events: g,
+		NodeName: "node", Root: rt.Root, Socket: rt.Socket, Objects: noObjects{}, Status: g.shared, Events: g.shared,
 		Facts: func() podspec.Facts {
 			return podspec.Facts{
 				NodeName: "node", HostIPs: []netip.Addr{netip.MustParseAddr("10.88.0.1")}, LogRoot: rt.LogRoot,
@@ -73,12 +77,8 @@ func newRig(t testing.TB, with ...func(*Options)) *rig {
 	return g
 }
 
-// as has failures be a subtest's until the returned function is called.
-func (g *rig) as(t testing.TB) func() {
-	old := g.t
-	g.t = t
-	return func() { g.t = old }
-}
+// as is the rig for a subtest.
+func (g *rig) as(t testing.TB) *rig { return &rig{t, g.shared} }
 
 // run starts a Runner, as a start of the agent does.
 func (g *rig) run() {
@@ -130,27 +130,27 @@ func (g *rig) end() {
 	g.stop()
 }
 
-func (g *rig) SetPodStatus(key types.NamespacedName, uid types.UID, s corev1.PodStatus) {
+func (g *shared) SetPodStatus(key types.NamespacedName, uid types.UID, s corev1.PodStatus) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.told[key] = append(g.told[key], s)
 	g.tell()
 }
 
-func (g *rig) PodFinished(key types.NamespacedName, uid types.UID) {
+func (g *shared) PodFinished(key types.NamespacedName, uid types.UID) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.finished[uid] = true
 	g.tell()
 }
 
-func (g *rig) Event(o runtime.Object, kind, reason, message string) {
+func (g *shared) Event(o runtime.Object, kind, reason, message string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.events = append(g.events, fmt.Sprintf("%s %s %s", o.(*corev1.ObjectReference).Name, reason, message))
 }
 
-func (g *rig) tell() {
+func (g *shared) tell() {
 	close(g.news)
 	g.news = make(chan struct{})
 }

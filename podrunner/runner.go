@@ -72,7 +72,7 @@ type Volumes interface {
 	SetUp(ctx context.Context, pod *corev1.Pod, f *podspec.Facts) error
 	Refresh(ctx context.Context, pod *corev1.Pod, f *podspec.Facts) error
 	Mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Container, restarts int, f *podspec.Facts) ([]*runtimeapi.Mount, error)
-	EnvFile(pod *corev1.Pod) func(volume, path string) ([]byte, error)
+	EnvFile(pod *corev1.Pod) podspec.EnvFile
 	TearDown(ctx context.Context, uid types.UID) error
 	Known() ([]types.UID, error)
 }
