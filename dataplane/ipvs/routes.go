@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipvs
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// deviceName is of the dummy device that the addresses of Services are routed
+// to, as local ones. It has no address itself: IPVS sees what is delivered
+// locally, a process of the node speaks to a Service from the node's address
+// and not from the Service's, and nobody takes 10,000 addresses for the node's.
+const deviceName = "fairlead-ipvs"
+
+const (
+	localTable = 255 // RT_TABLE_LOCAL
+	scopeHost  = 254 // RT_SCOPE_HOST
+	// routeProtocol is RTPROT_STATIC: administrators' tools leave it alone.
+	routeProtocol = unix.RTPROT_STATIC
+)
+
+// routes are those of the device, in the network namespace it was opened in.
+type routes struct {
+	handle  *netlink.Handle
+	index   int
+	primary map[*family]netip.Addr
+}
+
+func openRoutes() (*routes, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	return &routes{handle: h, primary: map[*family]netip.Addr{}}, nil
+}
+
+func (r *routes) close() { r.handle.Close() }
+
+// device makes the device where it is missing, and sets it up.
+func (r *routes) device() (made bool, err error) {
+	l, err := r.handle.LinkByName(deviceName)
+	if isNoLink(err) {
+		made = true
+		if err = r.handle.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: deviceName}}); err == nil {
+			l, err = r.handle.LinkByName(deviceName)
+		}
+	}
+	if err != nil {
+		return made, fmt.Errorf("make device %s: %w", deviceName, err)
+	}
+	r.index = l.Attrs().Index
+	if l.Attrs().Flags&net.FlagUp != 0 {
+		return made, nil
+	}
+	// No link-local address: nothing is ever sent from this device.
+	_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+deviceName+"/addr_gen_mode", []byte("1"), 0o644)
+	if err := r.handle.LinkSetUp(l); err != nil {
+		return made, fmt.Errorf("set device %s up: %w", deviceName, err)
+	}
+	return true, nil
+}
+
+func isNoLink(err error) bool {
+	var notFound netlink.LinkNotFoundError
+	return errors.As(err, &notFound)
+}
+
+// route is what delivers an address locally. Who connects to it speaks from
+// the primary address.
+func (r *routes) route(a netip.Addr) *netlink.Route {
+	out := &netlink.Route{
+		LinkIndex: r.index, Table: localTable, Type: unix.RTN_LOCAL, Scope: scopeHost, Protocol: routeProtocol,
+		Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
+	}
+	if p := r.primary[familyOf(a)]; p.IsValid() {
+		out.Src = p.AsSlice()
+	}
+	if a.Is6() {
+		out.Scope = 0
+	}
+	return out
+}
+
+// list are the addresses that are routed, and whether each is as it should be.
+func (r *routes) list() (map[netip.Addr]bool, error) {
+	out := map[netip.Addr]bool{}
+	for _, f := range families {
+		list, err := r.handle.RouteListFiltered(int(f.protocol), &netlink.Route{LinkIndex: r.index, Table: localTable, Type: unix.RTN_LOCAL},
+			netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		if err != nil {
+			return nil, fmt.Errorf("list routes of device %s: %w", deviceName, err)
+		}
+		for _, route := range list {
+			if route.Dst == nil {
+				continue
+			}
+			a, ok := netip.AddrFromSlice(route.Dst.IP)
+			if !ok || a.IsLinkLocalUnicast() {
+				continue
+			}
+			if f == ipv4 {
+				a = a.Unmap()
+			}
+			src, _ := netip.AddrFromSlice(route.Src)
+			out[a] = src.Unmap() == r.primary[f]
+		}
+	}
+	return out, nil
+}
+
+func (r *routes) add(a netip.Addr) error {
+	if err := r.handle.RouteReplace(r.route(a)); err != nil {
+		return fmt.Errorf("route %s to device %s: %w", a, deviceName, err)
+	}
+	return nil
+}
+
+func (r *routes) remove(a netip.Addr) error {
+	err := r.handle.RouteDel(r.route(a))
+	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove route of %s: %w", a, err)
+	}
+	return nil
+}

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance_test
+
+import (
+	"context"
+	"testing"
+
+	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/ipvs"
+	"fairlead.dev/test/conformance"
+)
+
+// The development machines have no IPVS: this runs in a virtual machine
+// (test/vm), where the test binary needs no other program.
+func TestIPVSTreatsPacketsAsKubernetesDocuments(t *testing.T) {
+	if ok, reason := dataplane.Usable(ipvs.Check(ipvs.Options{})); !ok {
+		t.Skip("this machine can't do IPVS: " + reason)
+	}
+	conformance.Run(t, conformance.Target{
+		Name: "ipvs",
+		New: func(n *conformance.Node) (dataplane.Dataplane, error) {
+			return ipvs.New(context.Background(), ipvs.Options{Devices: n.Devices})
+		},
+		Unsupported: map[string]string{
+			"refused-unconnected": "a refusal is an ICMP error, which Linux does not tell to UDP sockets that are not connected",
+		},
+	})
+}
