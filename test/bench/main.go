@@ -127,6 +127,7 @@ func run(s settings) (err error) {
 			continue
 		}
 		if err := step.do(ctx); err != nil {
+			b.report.finish()
 			_ = b.report.print(os.Stderr) // what there is
 			if ctx.Err() != nil {
 				err = fmt.Errorf("interrupted, or longer than -limit %v: %w", s.limit, err)

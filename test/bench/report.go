@@ -80,6 +80,7 @@ type dataplaneRow struct {
 	Memory              memory // of the agent alone, dataplaneSettle later
 	Connect             connectRow
 	Flips               int
+	StaleAnswers        int // of removed Backends, after the first of a new one
 	P50Ms, P99Ms, MaxMs float64
 	CPUMsPerFlip        float64 // with the agent's children
 }
@@ -172,14 +173,14 @@ func (r *report) printDataplanes(line func(format string, args ...any)) {
 	if len(r.Dataplanes) == 0 {
 		return
 	}
-	line("\ndataplanes\tServices x 10\tload ms\tload CPU ms\tRSS MiB\tanonymous\tflips\tp50 ms\tp99 ms\tmax ms\tCPU ms each\tconnect µs\tClusterIP/pod\tpod/no agent\t")
+	line("\ndataplanes\tServices x 10\tload ms\tload CPU ms\tRSS MiB\tanonymous\tflips\tstale\tp50 ms\tp99 ms\tmax ms\tCPU ms each\tconnect µs\tClusterIP/pod\tpod/no agent\t")
 	for _, d := range r.Dataplanes {
 		if d.Without != "" {
 			line("%s\t%d\t%s\t", d.Name, d.Services, d.Without)
 			continue
 		}
-		line("%s\t%d\t%.0f\t%.0f\t%.1f\t%.1f\t%d\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.3f\t%.3f\t", d.Name, d.Services, d.Load.WallMs, d.Load.CPUMs,
-			d.Memory.RSS, d.Memory.Anonymous, d.Flips, d.P50Ms, d.P99Ms, d.MaxMs, d.CPUMsPerFlip,
+		line("%s\t%d\t%.0f\t%.0f\t%.1f\t%.1f\t%d\t%d\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.3f\t%.3f\t", d.Name, d.Services, d.Load.WallMs, d.Load.CPUMs,
+			d.Memory.RSS, d.Memory.Anonymous, d.Flips, d.StaleAnswers, d.P50Ms, d.P99Ms, d.MaxMs, d.CPUMsPerFlip,
 			d.Connect.ServiceNs/1e3, d.Connect.ServiceOverDirect, d.Connect.DirectOverBare)
 	}
 }
