@@ -44,7 +44,7 @@ func (t Target) unsupported(c Case, v variant) (reason string, ok bool) {
 }
 
 // applyWithin bounds one call of a Dataplane.
-const applyWithin = 10 * time.Second
+var applyWithin = 10 * time.Second * slowness
 
 // zone is the topology zone of both nodes.
 const zone = "zone-1"

@@ -4,6 +4,8 @@ package conformance
 
 import (
 	"net/netip"
+	"os"
+	"strconv"
 	"time"
 )
 
@@ -100,18 +102,28 @@ const (
 	opClose = "close" // close the connection Handle
 )
 
-const (
+// slowness is how many times longer things may take here than on a machine
+// that is not emulated: FAIRLEAD_CONFORMANCE_SLOWNESS, 1 to 100.
+var slowness = func() time.Duration {
+	n, err := strconv.Atoi(os.Getenv("FAIRLEAD_CONFORMANCE_SLOWNESS"))
+	if err != nil || n < 1 || n > 100 {
+		return 1
+	}
+	return time.Duration(n)
+}()
+
+var (
 	// answerWithin is how long a request may take. Answers come in well under
 	// a millisecond; machines are shared and noisy.
-	answerWithin = 2 * time.Second
+	answerWithin = 2 * time.Second * slowness
 	// silentFor is how long nothing must come back where packets are dropped.
 	// Many times what an answer takes; too short could only miss one.
-	silentFor = 75 * time.Millisecond
+	silentFor = 75 * time.Millisecond * slowness
 	// atOnce bounds a refusal. A refusal that needs a retransmitted SYN takes
 	// a second, one that needs a timeout takes longer.
-	atOnce = 250 * time.Millisecond
+	atOnce = min(250*time.Millisecond*slowness, 950*time.Millisecond)
 	// movedWithin is how long after a Change a socket that is connected to a
 	// removed Backend may still reach it: a Dataplane has to find it first, on
 	// a busy machine (6 to 46 ms were measured).
-	movedWithin = 500 * time.Millisecond
+	movedWithin = 500 * time.Millisecond * slowness
 )
