@@ -33,6 +33,11 @@ type adoption struct {
 	seenUplinks    [2][]string
 	uplinks        []string
 
+	// asks are the slots that Frontends tell of, and the Backends in them that
+	// clients may be kept on.
+	asks     []slotsAsk
+	eligible map[eligibleAsk]bool
+
 	strays    map[dataplane.FrontendKey]bool // of Frontends that are not wanted
 	shared    int
 	differing int
@@ -82,12 +87,15 @@ func (a *adopted) need(set *dataplane.BackendSet, scope dataplane.Scope) {
 	}
 }
 
-func (d *Dataplane) adopt(wanted []*dataplane.Service, n dataplane.Node) (*adoption, error) {
+// adopt looks at what is there. Where it is not to look deep, it asks for those
+// slots only of which the Frontends tell: the kernel begins a listing anew for
+// every 32 KiB of it, so that listing a set takes the square of its size.
+func (d *Dataplane) adopt(wanted []*dataplane.Service, n dataplane.Node, deep bool) (*adoption, error) {
 	a := &adoption{
 		shadow: newShadow(), head: newBatch(), t: &transaction{}, frontends: map[dataplane.FrontendKey]*adopted{},
 		stickyIDs: map[stickyPort]uint32{}, stickyOwners: map[stickyNumber]stickyPort{},
 		seenClusterIPs: map[netip.Addr]bool{}, seenLocal: map[netip.Addr]bool{}, strays: map[dataplane.FrontendKey]bool{},
-		uplinks: d.uplinks.Names(),
+		uplinks: d.uplinks.Names(), eligible: map[eligibleAsk]bool{},
 	}
 	if d.shadow != nil { // chains that wait for their removal go on waiting
 		for i := range families {
@@ -116,7 +124,15 @@ func (d *Dataplane) adopt(wanted []*dataplane.Service, n dataplane.Node) (*adopt
 			continue
 		}
 		for id := range setCount {
+			if !deep && manyOf(id) {
+				continue
+			}
 			if err := d.kernel.listElements(f, id, func(e *element) { a.see(f, id, e) }); err != nil {
+				return nil, err
+			}
+		}
+		if !deep {
+			if err := a.askFor(d.kernel, f); err != nil {
 				return nil, err
 			}
 		}
@@ -247,6 +263,12 @@ func (a *adoption) see(f *family, id setID, e *element) {
 	switch id {
 	case setAffinity, setActions, setActionsExternal:
 		return
+	case setFrontends, setFrontendsExternal:
+		a.told(f, id, e)
+	case setStickySlots, setStickySlotsExternal:
+		a.toldEligible(f, id, e)
+	}
+	switch id {
 	case setClusterIPs, setLocalBackends:
 		addr, _ := netip.AddrFromSlice(e.key[:min(len(e.key), f.addressBytes)])
 		wanted, seen := a.shadow.clusterIPs, a.seenClusterIPs
@@ -298,7 +320,7 @@ func (a *adoption) matches(f *family, id setID, e *element, found *adopted) bool
 		if scope == dataplane.Internal {
 			_, rest, _ = comments(found.service.Name, found.f)
 		}
-		found.acts[scope] = wideU32(e.data) == a.shadow.action(found.f, scope) && e.comment == rest
+		found.acts[scope] = wideU32(e.data) == a.shadow.action(found.f, scope) && nativeU32(e.data[:4]) == idle(found.f, scope) && e.comment == rest
 		return found.acts[scope]
 	case setSlots, setSlotsExternal, setStickySlots, setStickySlotsExternal:
 		return id == slotSet(found.f, scope) && found.seeSlot(f, scope, slotData(id, e), e)

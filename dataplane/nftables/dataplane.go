@@ -23,6 +23,7 @@ type Dataplane struct {
 	kernel    *socket
 	shadow    *shadow
 	node      dataplane.Node
+	synced    bool
 	dirty     bool // the kernel may hold something else than the shadow says
 	conntrack *netfilter.Conntrack
 	reader    *Reader // for metrics, which are asked for at any time

@@ -244,23 +244,36 @@ func (sh *shadow) planNames(t *transaction, old, state *serviceState, g *datapla
 		}
 	}
 	replace(before.first == after.first, func(there bool) { t.service(key, after.first, there) })
-	replace(was.actions[0] == now.actions[0] && before.rest == after.rest, func(there bool) {
-		t.tupleTo(setFrontends, key, now.actions[0], after.rest, there)
-	})
-	if was.split && (!now.split || was.actions[1] != now.actions[1]) {
-		t.tupleTo(setFrontendsExternal, key, 0, "", false)
+	same := func(scope dataplane.Scope) bool {
+		return was.actions[scope] == now.actions[scope] && idle(g, scope) == idle(f, scope)
 	}
-	if now.split && (!was.split || was.actions[1] != now.actions[1]) {
-		t.tupleTo(setFrontendsExternal, key, now.actions[1], "", true)
+	replace(before.rest == after.rest && same(dataplane.Internal), func(there bool) {
+		t.tupleTo(setFrontends, key, idle(f, dataplane.Internal), now.actions[0], after.rest, there)
+	})
+	if was.split && (!now.split || !same(dataplane.External)) {
+		t.tupleTo(setFrontendsExternal, key, 0, 0, "", false)
+	}
+	if now.split && (!was.split || !same(dataplane.External)) {
+		t.tupleTo(setFrontendsExternal, key, idle(f, dataplane.External), now.actions[1], "", true)
 	}
 	if was.stickyID != now.stickyID {
 		if was.stickyID != 0 {
-			t.tupleTo(setStickyIDs, key, 0, "", false)
+			t.tupleTo(setStickyIDs, key, 0, 0, "", false)
 		}
 		if now.stickyID != 0 {
-			t.tupleTo(setStickyIDs, key, now.stickyID, "", true)
+			t.tupleTo(setStickyIDs, key, 0, now.stickyID, "", true)
 		}
 	}
+}
+
+// idle is how many Backends of a set get no new connections: a reader has to
+// know how many slots there are.
+func idle(f *dataplane.Frontend, scope dataplane.Scope) uint32 {
+	if f == nil {
+		return 0
+	}
+	set := f.Set(scope)
+	return uint32(len(set.Backends) - len(set.Eligible()))
 }
 
 // planFacts plans what is known of a Frontend beside its Backends.

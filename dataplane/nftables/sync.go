@@ -31,12 +31,29 @@ func (d *Dataplane) sync(ctx context.Context, t *dataplane.Table) (changed int, 
 	d.uplinks.SetPrimary(primaries(t.Node))
 	d.guarding = nil
 	d.watch.forget()
+	changed, err = d.look(ctx, wanted, t.Node, false)
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
+		// Somebody left elements that no Frontend told of: look at all there is.
+		changed, err = d.look(ctx, wanted, t.Node, true)
+	}
+	if err != nil {
+		return changed, err
+	}
+	if first := !d.synced; first || changed > 0 {
+		err = d.endStale(netfilter.AllRules(t))
+	}
+	d.synced = true
+	return changed, errors.Join(err, applyError(failed))
+}
+
+// look compares the kernel with what is wanted, and repairs it.
+func (d *Dataplane) look(ctx context.Context, wanted []*dataplane.Service, n dataplane.Node, deep bool) (changed int, err error) {
 	var a *adoption
 	for attempt := range readAttempts {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		a, err = d.adopt(wanted, t.Node)
+		a, err = d.adopt(wanted, n, deep)
 		if err == nil || !errors.Is(err, errInterrupted) || attempt == readAttempts-1 {
 			break
 		}
@@ -45,15 +62,11 @@ func (d *Dataplane) sync(ctx context.Context, t *dataplane.Table) (changed int, 
 		return 0, fmt.Errorf("read the nftables of this node: %w", err)
 	}
 	d.dirty = true
-	if changed, err = d.repair(a, wanted, t.Node); err != nil {
+	if changed, err = d.repair(a, wanted, n); err != nil {
 		return changed, err
 	}
-	first := d.shadow == nil
-	d.shadow, d.node, d.dirty = a.shadow, t.Node, false
-	if first || changed > 0 {
-		err = d.endStale(netfilter.AllRules(t))
-	}
-	return changed, errors.Join(err, applyError(failed))
+	d.shadow, d.node, d.dirty = a.shadow, n, false
+	return changed, nil
 }
 
 // wanted is the Table but for Services that can't be programmed, which stay as
@@ -189,7 +202,7 @@ func (a *adoption) completeFrontend(s *dataplane.Service, f *dataplane.Frontend,
 			if scope == dataplane.External {
 				rest = ""
 			}
-			a.t.tupleTo(frontendSets[scope], f.FrontendKey, now.actions[scope], rest, true)
+			a.t.tupleTo(frontendSets[scope], f.FrontendKey, idle(f, scope), now.actions[scope], rest, true)
 		}
 		set := f.Set(scope)
 		found.need(&set, scope)
@@ -205,7 +218,7 @@ func (a *adoption) completeFrontend(s *dataplane.Service, f *dataplane.Frontend,
 	if f.AffinitySeconds > 0 {
 		if now.stickyID = found.stickyID; now.stickyID == 0 {
 			now.stickyID = a.stickyID(f, s.Name, state)
-			a.t.tupleTo(setStickyIDs, f.FrontendKey, now.stickyID, "", true)
+			a.t.tupleTo(setStickyIDs, f.FrontendKey, 0, now.stickyID, "", true)
 		}
 	}
 	a.completeFacts(f, found)

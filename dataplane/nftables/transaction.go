@@ -58,10 +58,12 @@ func (t *transaction) tuple(id setID, k dataplane.FrontendKey, there bool) {
 	t.put(familyOf(k.Address), id, &element{key: t.key}, there)
 }
 
-// tupleTo is tuple in a map to numbers.
-func (t *transaction) tupleTo(id setID, k dataplane.FrontendKey, number uint32, comment string, there bool) {
+// tupleTo is tuple in a map to numbers, which are wide: before the number proper
+// is one that packets do not see.
+func (t *transaction) tupleTo(id setID, k dataplane.FrontendKey, aside, number uint32, comment string, there bool) {
 	t.key = appendTuple(t.key[:0], k)
-	t.data = binary.NativeEndian.AppendUint32(append(t.data[:0], 0, 0, 0, 0), number)
+	t.data = binary.NativeEndian.AppendUint32(t.data[:0], aside)
+	t.data = binary.NativeEndian.AppendUint32(t.data, number)
 	t.put(familyOf(k.Address), id, &element{key: t.key, data: t.data, comment: comment}, there)
 }
 
