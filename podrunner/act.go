@@ -22,15 +22,7 @@ import (
 // act follows the plan step by step, until there is nothing that can be done
 // now. It gives when to look again.
 func (w *worker) act(ctx context.Context, refresh bool) (next time.Time) {
-	run, cancel := context.WithCancel(ctx)
-	defer cancel()
-	w.mu.Lock()
-	w.cancel = cancel
-	stale := w.inbox.removed != w.lost || w.inbox.pod != w.wanted
-	w.mu.Unlock()
-	if stale {
-		return time.Now() // it came between take and here
-	}
+	run := w.run
 	if err := w.volumes(run, refresh); err != nil {
 		return w.retry()
 	}
@@ -38,6 +30,14 @@ func (w *worker) act(ctx context.Context, refresh bool) (next time.Time) {
 		p := w.plan()
 		if p.finished {
 			w.wake() // to end what still runs
+			return time.Time{}
+		}
+		if p.sandbox != "" && w.observed.Running() > 0 {
+			w.stopAll(ctx, w.specGrace(), "Pod sandbox changed, it will be killed and re-created.")
+			w.report()
+			return time.Time{}
+		}
+		if p.sandbox != "" && len(w.stopping) > 0 {
 			return time.Time{}
 		}
 		if p.sandbox != "" {
@@ -130,7 +130,7 @@ func (w *worker) makeSandbox(ctx context.Context, p *plan) error {
 	if err != nil {
 		return w.sandboxFailed(ctx, err)
 	}
-	w.prefetch(ctx, config, handler)
+	w.prefetch(config, handler)
 	w.r.transition()
 	id, err := w.r.client.Runtime.RunPodSandbox(cri.Quiet(ctx), config, handler)
 	if err != nil {
@@ -157,22 +157,21 @@ func (w *worker) sandboxFailed(ctx context.Context, err error) error {
 	return err
 }
 
-// stopSandboxes stops all that are ready.
+// stopSandboxes stops all sandboxes: those that ended by themselves too, once,
+// since the runtime takes their network apart only then.
 func (w *worker) stopSandboxes(ctx context.Context) error {
 	var errs []error
 	for _, s := range w.observed.Sandboxes {
-		if !s.Ready {
+		if !s.Ready && w.sandboxesStopped[s.ID] {
 			continue
 		}
 		if err := w.r.client.StopSandbox(ctx, s.ID); err != nil {
 			errs = append(errs, err)
 			continue
 		}
+		w.sandboxesStopped[s.ID] = true
 		s.Ready = false
 		w.sawSandbox(s)
-	}
-	if w.observed.Running() > 0 {
-		w.lookAgain()
 	}
 	return errors.Join(errs...)
 }
@@ -197,7 +196,7 @@ func (w *worker) start(ctx context.Context, o startOrder) (next time.Time, err e
 		}
 	}
 	event := func(kind, reason, message string) { w.r.event(w.pod, fieldPath(c.Name, o.role), kind, reason, message) }
-	image, err := w.image(ctx, c)
+	image, err := w.image(ctx, o)
 	if err != nil {
 		return w.noImage(o, err, event)
 	}

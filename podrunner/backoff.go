@@ -72,7 +72,7 @@ func (b *backoff) recall(name string, o *podstatus.Observed) {
 	e := &backoffEntry{wait: b.first, last: newest.Created}
 	if waited := newest.Created.Sub(before.Finished); waited >= b.first*9/10 {
 		// It waited for the entry's value of then, which was doubled since.
-		for e.wait <= waited*10/11 && e.wait < b.limit {
+		for e.wait <= waited && e.wait < b.limit {
 			e.wait = min(2*e.wait, b.limit)
 		}
 	}

@@ -51,7 +51,9 @@ func (w *worker) end(ctx context.Context) (next time.Time, done bool) {
 		w.r.log.Warn("end a Pod", "pod", w.key, "error", err)
 		return w.retry(), false
 	}
-	w.admitted.Store(nil)
+	if w.admitted.Swap(nil) != nil {
+		w.r.roomFreed()
+	}
 	w.terminal = true
 	w.report()
 	if err := w.clean(ctx); err != nil {

@@ -25,29 +25,30 @@ type pull struct {
 
 // prefetch gets the images of the containers that are first to start, while the
 // sandbox is made.
-func (w *worker) prefetch(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) {
+func (w *worker) prefetch(config *runtimeapi.PodSandboxConfig, handler string) {
 	first := w.pod.Spec.Containers
 	r := regular
 	if len(w.pod.Spec.InitContainers) > 0 {
 		first, r = w.pod.Spec.InitContainers[:1], initial
 	}
 	for i := range first {
-		c := &first[i]
-		if p := w.pulls[c.Name]; p != nil {
-			select {
-			case <-p.done:
-			default:
-				continue // it is still running
-			}
+		if w.pulls[first[i].Name] == nil {
+			w.get(startOrder{&first[i], r}, config, handler)
 		}
-		p := &pull{done: make(chan struct{})}
-		w.pulls[c.Name] = p
-		request := w.pullRequest(c, r, config, handler)
-		go func() {
-			defer close(p.done)
-			p.image, p.err = w.r.puller.Ensure(ctx, request)
-		}()
 	}
+}
+
+// get begins to get a container's image; the worker is woken when it is there.
+func (w *worker) get(o startOrder, config *runtimeapi.PodSandboxConfig, handler string) *pull {
+	p := &pull{done: make(chan struct{})}
+	w.pulls[o.spec.Name] = p
+	request := w.pullRequest(o.spec, o.role, config, handler)
+	go func() {
+		p.image, p.err = w.r.puller.Ensure(w.run, request)
+		close(p.done)
+		w.wake()
+	}()
+	return p
 }
 
 func (w *worker) pullRequest(c *corev1.Container, r role, config *runtimeapi.PodSandboxConfig, handler string) cri.PullRequest {
@@ -77,30 +78,45 @@ func (r *Runner) pullSecrets(ctx context.Context, pod *corev1.Pod) (secrets []*c
 	return secrets
 }
 
-// image of a container that is to be started: the one that was prefetched, or
-// got now.
-func (w *worker) image(ctx context.Context, c *corev1.Container) (cri.Image, error) {
-	if p := w.pulls[c.Name]; p != nil {
-		delete(w.pulls, c.Name)
-		<-p.done // its context is this one, or has ended
-		if !errors.Is(p.err, context.Canceled) || ctx.Err() != nil {
-			return p.image, p.err
+// pullPatience is how long a worker waits for an image that may be there
+// already. After it the others of the Pod go on.
+const pullPatience = 100 * time.Millisecond
+
+var errPulling = errors.New("the image is being pulled")
+
+// image of a container that is to be started, or errPulling.
+func (w *worker) image(ctx context.Context, o startOrder) (cri.Image, error) {
+	p := w.pulls[o.spec.Name]
+	if p == nil {
+		f := w.facts()
+		config, err := podspec.Sandbox(w.pod, w.observed.Active().Attempt, f)
+		if err != nil {
+			return cri.Image{}, err
 		}
+		handler, err := podspec.Handler(w.pod, f)
+		if err != nil {
+			return cri.Image{}, err
+		}
+		p = w.get(o, config, handler)
 	}
-	f := w.facts()
-	config, err := podspec.Sandbox(w.pod, w.observed.Active().Attempt, f)
-	if err != nil {
-		return cri.Image{}, err
+	timer := time.NewTimer(pullPatience)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+		delete(w.pulls, o.spec.Name)
+		return p.image, p.err
+	case <-ctx.Done():
+		return cri.Image{}, ctx.Err()
+	case <-timer.C:
+		return cri.Image{}, errPulling
 	}
-	handler, err := podspec.Handler(w.pod, f)
-	if err != nil {
-		return cri.Image{}, err
-	}
-	return w.r.puller.Ensure(ctx, w.pullRequest(c, regular, config, handler))
 }
 
 // noImage notes why a container waits for its image.
 func (w *worker) noImage(o startOrder, err error, event func(string, string, string)) (time.Time, error) {
+	if errors.Is(err, errPulling) {
+		return time.Time{}, err
+	}
 	var e *cri.ImageError
 	if !errors.As(err, &e) {
 		return w.retry(), err

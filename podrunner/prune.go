@@ -33,6 +33,9 @@ func (w *worker) prune(ctx context.Context) {
 		}
 		w.forgetContainer(c.ID)
 		removeLogs(c.LogPath)
+		if err := w.r.volumes.ForgetTerminationLog(w.uid, c.Name, c.RestartCount); err != nil {
+			w.r.log.Debug("remove an old termination log", "pod", w.key, "container", c.Name, "error", err)
+		}
 	}
 	if len(w.observed.Sandboxes) < 2 {
 		return

@@ -70,6 +70,7 @@ func (r *Runner) relist(ctx context.Context) {
 		case err == nil && down:
 			down = false
 			r.log.Info("the container runtime answers again")
+			r.wakeAll()
 		}
 		if err == nil {
 			r.distribute(listed, begin)
@@ -79,6 +80,14 @@ func (r *Runner) relist(ctx context.Context) {
 			}
 		}
 		timer.Reset(r.pause(r.eventsOn.Load()))
+	}
+}
+
+func (r *Runner) wakeAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, w := range r.workers {
+		w.wake()
 	}
 }
 

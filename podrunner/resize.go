@@ -20,14 +20,13 @@ import (
 // The conditions say so (KEP-1287).
 func (w *worker) grant() {
 	old := w.pod
-	w.pod = w.wanted
-	w.setCondition(corev1.PodResizePending, "", "")
-	w.deferred.Store(false)
-	if old == nil || w.admitted.Load() == nil {
-		return
-	}
-	if sameResources(old, w.wanted) {
-		w.admitted.Store(w.pod)
+	if old == nil || w.admitted.Load() == nil || sameResources(old, w.wanted) {
+		w.pod = w.wanted
+		if w.admitted.Load() != nil {
+			w.admitted.Store(w.pod)
+		}
+		w.setCondition(corev1.PodResizePending, "", "")
+		w.deferred.Store(false)
 		return
 	}
 	w.r.admitMu.Lock()
@@ -35,7 +34,10 @@ func (w *worker) grant() {
 	others := w.r.others(w.uid)
 	why := w.r.o.Admit(w.wanted, others)
 	if why == nil {
+		w.pod = w.wanted
 		w.admitted.Store(w.pod)
+		w.deferred.Store(false)
+		w.setCondition(corev1.PodResizePending, "", "")
 		w.setCondition(corev1.PodResizeInProgress, "", "")
 		return
 	}
@@ -46,8 +48,10 @@ func (w *worker) grant() {
 	w.pod = withResources(w.wanted, old)
 	w.admitted.Store(w.pod)
 	w.deferred.Store(reason == corev1.PodReasonDeferred)
+	if !slices.ContainsFunc(w.resizing, func(c corev1.PodCondition) bool { return c.Reason == reason && c.Message == why.Message }) {
+		w.r.event(w.pod, "", corev1.EventTypeWarning, event, why.Message)
+	}
 	w.setCondition(corev1.PodResizePending, reason, why.Message)
-	w.r.event(w.pod, "", corev1.EventTypeWarning, event, why.Message)
 }
 
 func sameResources(a, b *corev1.Pod) bool {

@@ -74,6 +74,7 @@ type Volumes interface {
 	Mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Container, restarts int, f *podspec.Facts) ([]*runtimeapi.Mount, error)
 	EnvFile(pod *corev1.Pod) podspec.EnvFile
 	TearDown(ctx context.Context, uid types.UID) error
+	ForgetTerminationLog(uid types.UID, container string, restarts int) error
 	Known() ([]types.UID, error)
 }
 
@@ -237,6 +238,7 @@ func (r *Runner) OnPod(key types.NamespacedName, p *corev1.Pod) {
 	Default(p)
 	if !given {
 		p.UID = uidOf(r.o.NodeName, p)
+		p.Status = corev1.PodStatus{} // of the Pod that had the name before, if any
 	}
 	if old != nil && old.uid != p.UID {
 		old.remove()
@@ -386,13 +388,25 @@ func (r *Runner) others(uid types.UID) (pods []*corev1.Pod) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, w := range r.workers {
-		if w.uid != uid {
-			if p := w.admitted.Load(); p != nil {
-				pods = append(pods, p)
-			}
+		if w.uid == uid {
+			continue
+		}
+		if p := w.takesRoom(); p != nil {
+			pods = append(pods, p)
 		}
 	}
 	return pods
+}
+
+// roomFreed has the Pods look again whose resize waits for room.
+func (r *Runner) roomFreed() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, w := range r.workers {
+		if w.deferred.Load() {
+			w.wake()
+		}
+	}
 }
 
 // gone takes a worker out that has nothing left.
@@ -408,14 +422,5 @@ func (r *Runner) gone(w *worker) {
 	} else if r.current[w.key] == w.uid {
 		delete(r.current, w.key)
 	}
-	waiting := make([]*worker, 0)
-	for _, o := range r.workers {
-		if o.deferred.Load() {
-			waiting = append(waiting, o)
-		}
-	}
 	r.mu.Unlock()
-	for _, o := range waiting {
-		o.wake() // there may be room for its resize now
-	}
 }

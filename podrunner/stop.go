@@ -69,6 +69,9 @@ func (w *worker) stopContainer(ctx context.Context, c podstatus.Container, spec 
 		}
 		waitAll(ctx, turn, deadline)
 		err := w.r.client.StopContainer(ctx, c.ID, max(time.Until(deadline), leastGrace))
+		if err == nil && c.State == podstatus.Unknown {
+			err = w.r.client.RemoveContainer(ctx, c.ID) // the runtime has lost it; it will not say more
+		}
 		if err != nil && ctx.Err() == nil {
 			w.r.log.Warn("stop a container", "pod", w.key, "container", c.Name, "error", err)
 			select { // before it is tried again

@@ -41,10 +41,14 @@ type worker struct {
 	// deferred: a resize waits for room.
 	deferred atomic.Bool
 
-	mu     sync.Mutex
-	inbox  inbox
-	shown  shown
-	cancel context.CancelFunc // of the calls that an end of the Pod ends
+	// run is the context of what an end of the Pod interrupts: pulls, hooks, the
+	// making of what is not wanted any more.
+	run       context.Context
+	interrupt context.CancelFunc
+
+	mu    sync.Mutex
+	inbox inbox
+	shown shown
 
 	wanted *corev1.Pod // as it was told
 	pod    *corev1.Pod // the same with the resources that were granted; nil: an orphan
@@ -62,6 +66,8 @@ type worker struct {
 	stopping map[string]*stop // by container ID
 	applied  map[string]*corev1.ResourceRequirements
 	resizing []corev1.PodCondition
+
+	sandboxesStopped map[string]bool
 
 	mounted  bool
 	probing  bool
@@ -100,11 +106,14 @@ type shown struct {
 }
 
 func (r *Runner) newWorker(uid types.UID, key types.NamespacedName) *worker {
-	return &worker{
+	w := &worker{
 		r: r, uid: uid, key: key, gone: make(chan struct{}), waker: make(chan struct{}, 1),
 		waiting: map[string]podstatus.Waiting{}, backoff: newBackoff(r.o.RestartBackoff, r.o.RestartBackoffMax),
 		pulls: map[string]*pull{}, stopping: map[string]*stop{}, applied: map[string]*corev1.ResourceRequirements{},
+		sandboxesStopped: map[string]bool{},
 	}
+	w.run, w.interrupt = context.WithCancel(context.Background())
+	return w
 }
 
 func (w *worker) wake() {
@@ -141,14 +150,17 @@ func (w *worker) set(p *corev1.Pod, given bool) {
 // same says whether the Pod, as it was told, is what the worker has.
 func (w *worker) same(p *corev1.Pod) bool {
 	w.mu.Lock()
-	have, removed, uid := w.inbox.hash, w.inbox.removed, w.inbox.pod
+	in := w.inbox
 	w.mu.Unlock()
-	if removed || uid == nil {
+	if in.removed || in.pod == nil || in.given != (p.UID != "") || in.given && p.UID != w.uid {
 		return false
 	}
-	copied := p.DeepCopy()
-	Default(copied)
-	return hashOf(copied) == have && (p.UID == "" || p.UID == w.uid)
+	p = p.DeepCopy()
+	Default(p)
+	if !in.given {
+		p.Status = corev1.PodStatus{}
+	}
+	return hashOf(p) == in.hash
 }
 
 // hashOf what matters of a Pod here: all that it is told, of its status only the
@@ -185,16 +197,6 @@ func (w *worker) evict(reason, message string, grace time.Duration) {
 		}
 	})
 	w.interrupt()
-}
-
-// interrupt ends pulls and hooks of a Pod that is to be ended.
-func (w *worker) interrupt() {
-	w.mu.Lock()
-	cancel := w.cancel
-	w.mu.Unlock()
-	if cancel != nil {
-		cancel()
-	}
 }
 
 func (w *worker) refresh()   { w.put(func(in *inbox) { in.refresh = true }) }
@@ -264,6 +266,8 @@ func (w *worker) take() inbox {
 
 // loop works until nothing of the Pod is left, or ctx ends.
 func (w *worker) loop(ctx context.Context) {
+	defer w.interrupt()
+	defer context.AfterFunc(ctx, w.interrupt)()
 	select {
 	case <-ctx.Done():
 		return
@@ -384,6 +388,9 @@ func (w *worker) accept(in *inbox) {
 		w.grant()
 		w.r.o.Objects.Use(w.pod)
 	}
+	if w.deferred.Load() {
+		w.grant()
+	}
 	w.lost = in.removed
 	for _, id := range in.stopped {
 		delete(w.stopping, id)
@@ -417,18 +424,31 @@ func (w *worker) deadline() time.Time {
 	return time.Time{}
 }
 
-// admit asks once whether the Pod can be run at all, and beside the others.
+// admit asks once whether the Pod can be run at all, and beside the others. One
+// that was found running was admitted before, with the resources it has.
 func (w *worker) admit() bool {
 	if w.admitted.Load() != nil {
 		return true
 	}
-	var why *podspec.Refused
-	if w.observed.Active() == nil {
-		w.r.admitMu.Lock()
-		defer w.r.admitMu.Unlock()
-		if why = podspec.Check(w.pod, w.facts()); why == nil {
-			why = w.r.o.Admit(w.pod, w.r.others(w.uid))
+	if w.observed.Active() != nil {
+		had := w.wanted.DeepCopy()
+		for _, cs := range [][]corev1.Container{had.Spec.InitContainers, had.Spec.Containers} {
+			for i := range cs {
+				if c := w.observed.Newest(cs[i].Name); c != nil && c.State == podstatus.Running && c.Given != nil {
+					cs[i].Resources = *c.Given.DeepCopy()
+				}
+			}
 		}
+		w.pod = had
+		w.admitted.Store(had)
+		w.grant()
+		return true
+	}
+	w.r.admitMu.Lock()
+	defer w.r.admitMu.Unlock()
+	why := podspec.Check(w.pod, w.facts())
+	if why == nil {
+		why = w.r.o.Admit(w.pod, w.r.others(w.uid))
 	}
 	if why == nil {
 		w.admitted.Store(w.pod)
@@ -439,4 +459,20 @@ func (w *worker) admit() bool {
 	w.r.event(w.pod, "", corev1.EventTypeWarning, why.Reason, why.Message)
 	w.wake()
 	return false
+}
+
+// takesRoom is the Pod, if it takes room on the node: it was admitted, or was
+// found running and will be.
+func (w *worker) takesRoom() *corev1.Pod {
+	if p := w.admitted.Load(); p != nil {
+		return p
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.inbox.pod
+	if p == nil || w.inbox.listed == nil || p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded ||
+		w.shown.status.Phase == corev1.PodFailed || w.shown.status.Phase == corev1.PodSucceeded {
+		return nil
+	}
+	return p
 }
