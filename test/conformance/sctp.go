@@ -17,22 +17,40 @@ import (
 )
 
 // SCTP is spoken over raw sockets, so that it is tested on kernels without it:
-// a common header (RFC 9260, 3.1) with the right CRC32c, and one DATA-like
-// chunk that holds a question or an answer.
+// a common header (RFC 9260, 3.1) with the right CRC32c and one chunk, the INIT
+// that begins an association or the INIT ACK that answers it, since whoever
+// tracks connections takes no other. The question or answer is an optional
+// parameter of the chunk, of a type that receivers have to skip.
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 const (
-	sctpHeader = 12 // bytes: ports, verification tag, checksum
-	sctpChunk  = 4  // bytes: type, flags, length
+	sctpHeader    = 12 // bytes: ports, verification tag, checksum
+	sctpChunk     = 20 // bytes of an INIT: type, flags, length, tag, window, streams, TSN
+	sctpParameter = 4  // bytes: type, length
+	sctpTag       = 0x5eed
+
+	sctpInit    = 1
+	sctpInitAck = 2
 )
 
-func sctpPacket(from, to uint16, payload []byte) []byte {
-	p := make([]byte, sctpHeader+sctpChunk, sctpHeader+sctpChunk+len(payload)+3)
+// sctpPacket is an INIT, or the INIT ACK with the tag that the INIT asked for.
+func sctpPacket(kind byte, from, to uint16, payload []byte) []byte {
+	p := make([]byte, sctpHeader+sctpChunk+sctpParameter, sctpHeader+sctpChunk+sctpParameter+len(payload)+3)
 	binary.BigEndian.PutUint16(p[0:], from)
 	binary.BigEndian.PutUint16(p[2:], to)
-	binary.BigEndian.PutUint32(p[4:], 0x5eed)
-	binary.BigEndian.PutUint16(p[sctpHeader+2:], uint16(sctpChunk+len(payload)))
+	if kind == sctpInitAck {
+		binary.BigEndian.PutUint32(p[4:], sctpTag)
+	}
+	chunk := p[sctpHeader:]
+	chunk[0] = kind
+	binary.BigEndian.PutUint16(chunk[2:], uint16(sctpChunk+sctpParameter+len(payload)))
+	binary.BigEndian.PutUint32(chunk[4:], sctpTag)
+	binary.BigEndian.PutUint32(chunk[8:], 1<<16)
+	binary.BigEndian.PutUint16(chunk[12:], 1)
+	binary.BigEndian.PutUint16(chunk[14:], 1)
+	binary.BigEndian.PutUint16(chunk[sctpChunk:], 0x8000) // skip if unknown (RFC 9260, 3.2.1)
+	binary.BigEndian.PutUint16(chunk[sctpChunk+2:], uint16(sctpParameter+len(payload)))
 	p = append(p, payload...)
 	for len(p)%4 != 0 {
 		p = append(p, 0)
@@ -44,17 +62,18 @@ func sctpPacket(from, to uint16, payload []byte) []byte {
 
 // sctpParse returns ports and payload, or ok false where the packet is broken.
 func sctpParse(p []byte) (from, to uint16, payload []byte, ok bool) {
-	if len(p) < sctpHeader+sctpChunk {
+	if len(p) < sctpHeader+sctpChunk+sctpParameter {
 		return 0, 0, nil, false
 	}
 	p = slices.Clone(p)
 	sum := binary.LittleEndian.Uint32(p[8:])
 	clear(p[8:12])
 	length := int(binary.BigEndian.Uint16(p[sctpHeader+2:]))
-	if crc32.Checksum(p, castagnoli) != sum || length < sctpChunk || sctpHeader+length > len(p) {
+	if crc32.Checksum(p, castagnoli) != sum || length < sctpChunk+sctpParameter || sctpHeader+length > len(p) {
 		return 0, 0, nil, false
 	}
-	return binary.BigEndian.Uint16(p[0:]), binary.BigEndian.Uint16(p[2:]), p[sctpHeader+sctpChunk : sctpHeader+length], true
+	payload = p[sctpHeader+sctpChunk+sctpParameter : sctpHeader+length]
+	return binary.BigEndian.Uint16(p[0:]), binary.BigEndian.Uint16(p[2:]), payload, true
 }
 
 // serveSCTP answers at the ports of its addresses.
@@ -81,7 +100,7 @@ func (w *worker) serveSCTP(at []netip.AddrPort) error {
 				}
 				client, _ := netip.AddrFromSlice(from.IP)
 				text, _ := json.Marshal(w.answer(netip.AddrPortFrom(addr, port), netip.AddrPortFrom(client.Unmap(), source)))
-				_, _ = c.WriteToIP(sctpPacket(port, source, text), from)
+				_, _ = c.WriteToIP(sctpPacket(sctpInitAck, port, source, text), from)
 			}
 		}()
 	}
@@ -114,7 +133,7 @@ func askSCTP(r request) outcome {
 	defer c.Close()
 	_ = c.SetDeadline(start.Add(cmp.Or(r.Timeout, answerWithin)))
 	port := uint16(20000 + start.UnixNano()%20000)
-	if _, err := c.Write(sctpPacket(port, r.To.Port(), []byte("{}"))); err != nil {
+	if _, err := c.Write(sctpPacket(sctpInit, port, r.To.Port(), []byte("{}"))); err != nil {
 		return failure(err, start)
 	}
 	buf := make([]byte, 1<<16)
