@@ -269,7 +269,7 @@ func (r *Runner) begin(key types.NamespacedName, p *corev1.Pod, given bool, old 
 func (r *Runner) add(w *worker) {
 	r.workers[w.uid] = w
 	if l := r.listed[w.uid]; l != nil {
-		w.inbox.listed = l
+		w.inbox.listed, w.inbox.last, w.inbox.fresh = l, l, true
 	}
 	if r.ctx != nil && r.ctx.Err() == nil {
 		r.launch(w)
