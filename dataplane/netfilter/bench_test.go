@@ -97,7 +97,7 @@ func BenchmarkEndStale(b *testing.B) {
 func (l *lab) endOne(b *testing.B, protocol dataplane.Protocol, count int) {
 	var rules []FlowRule
 	for i := range count {
-		rules = append(rules, FlowRule{dataplane.FrontendKey{Address: frontend, Port: uint16(1000 + i), Protocol: protocol}, nil})
+		rules = append(rules, FlowRule{Frontend: dataplane.FrontendKey{Address: frontend, Port: uint16(1000 + i), Protocol: protocol}})
 	}
 	from := netip.AddrPortFrom(client, 999)
 	f := fakeFlow{

@@ -27,6 +27,8 @@ type Conntrack struct {
 	timeouts       timeouts
 	// unfiltered: this kernel (before 5.8) ignores or refuses filters by tuple.
 	unfiltered bool
+
+	queue queue
 }
 
 // Open opens the flow table of the calling thread's network namespace. Later
@@ -44,8 +46,9 @@ func Open() (*Conntrack, error) {
 	return &Conntrack{reads: reads, deletes: deletes, timeouts: readTimeouts()}, nil
 }
 
-// Close closes the sockets to the kernel.
+// Close ends what EndStale left for later and closes the sockets to the kernel.
 func (c *Conntrack) Close() error {
+	c.queue.close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return errors.Join(c.reads.close(), c.deletes.close())

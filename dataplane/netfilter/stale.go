@@ -20,21 +20,45 @@ const exactMost = 2
 
 // EndStale deletes the flows that the rules do not keep: of UDP all of them, of
 // TCP and SCTP those still opening, for an established connection is the
-// endpoint's to end. The next packet of such a flow is a new one's first. The
-// rules of one call are of one state: where two are for the same Frontend,
+// endpoint's to end. The next packet of such a flow is a new one's first.
+//
+// The rules of one call are of one state: where two are for the same Frontend,
 // what either keeps stays. It returns how many flows were deleted; one that is
 // gone already is not an error, and an error does not keep others from being
 // deleted.
+//
+// StaleRules' rules for TCP and SCTP are followed within laterAfter, those of
+// many calls in one walk of the table, which takes milliseconds: what waits for
+// an answer asks again after a second at the earliest (RFC 6298). Then only
+// flows to the Backends that were lost are ended, unless they are back, so that
+// a connection to a Backend that came meanwhile is safe. What goes wrong with
+// them is returned by the next call.
 func (c *Conntrack) EndStale(rules []FlowRule) (ended int, err error) {
-	if len(rules) == 0 {
-		return 0, nil
+	now := rulesByFrontend{}
+	var later []FlowRule
+	for _, r := range rules {
+		if r.waits() {
+			later = append(later, r)
+		} else {
+			now[r.Frontend] = append(now[r.Frontend], r)
+		}
 	}
+	err = c.queue.put(later, c.end)
+	if len(now) == 0 {
+		return 0, err
+	}
+	ended, failed := c.end(now)
+	return ended, errors.Join(err, failed)
+}
+
+// rulesByFrontend are those of one state.
+type rulesByFrontend map[dataplane.FrontendKey][]FlowRule
+
+// end ends flows at once.
+func (c *Conntrack) end(rules rulesByFrontend) (ended int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := ending{c: c, rules: make(map[dataplane.FrontendKey][]FlowRule, len(rules))}
-	for _, r := range rules {
-		e.rules[r.Frontend] = append(e.rules[r.Frontend], r)
-	}
+	e := ending{c: c, rules: rules}
 	if !c.unfiltered {
 		err := e.filtered()
 		if !errors.Is(err, errNoFilter) {
@@ -49,10 +73,10 @@ func (c *Conntrack) EndStale(rules []FlowRule) (ended int, err error) {
 // errNoFilter: the kernel sends flows that were not asked for, or refuses.
 var errNoFilter = errors.New("conntrack: no filter by tuple")
 
-// ending is one call of EndStale.
+// ending is one call of end.
 type ending struct {
 	c      *Conntrack
-	rules  map[dataplane.FrontendKey][]FlowRule
+	rules  rulesByFrontend
 	ended  int
 	failed error // the first one
 }

@@ -42,10 +42,10 @@ func TestUDPFlowsOfARemovedBackendMoveWithTheNextDatagram(t *testing.T) {
 		l.send(key, at(backendB))
 		l.send(other, at(backendB))
 		l.wantAnswer(c, backendA.String(), "after the rules changed, with the flow still there")
-		l.endStale(1, FlowRule{key, keep(backendB)})
+		l.endStale(1, FlowRule{Frontend: key, Keep: keep(backendB)})
 		l.wantAnswer(c, backendB.String(), "after its flow was ended")
 		l.wantAnswer(bystander, backendA.String(), "a flow to a Frontend without a rule")
-		l.endStale(0, FlowRule{key, keep(backendB)})
+		l.endStale(0, FlowRule{Frontend: key, Keep: keep(backendB)})
 	})
 }
 
@@ -56,8 +56,8 @@ func TestIPv6FlowsAreEndedToo(t *testing.T) {
 		l.send(key, at(backendA6))
 		c := l.udp(key)
 		l.wantAnswer(c, backendA6.String(), "before")
-		l.endStale(0, FlowRule{key, keep(backendA6)})
-		l.endStale(1, FlowRule{key, nil})
+		l.endStale(0, FlowRule{Frontend: key, Keep: keep(backendA6)})
+		l.endStale(1, FlowRule{Frontend: key, Keep: nil})
 		if got := l.backendsSeen(key); len(got) != 0 {
 			t.Errorf("flows left: %v", got)
 		}
@@ -72,7 +72,7 @@ func TestUDPThatWentPastANewServiceIsEnded(t *testing.T) {
 		l.wantAnswer(c, "", "without a Service")
 		l.send(key, at(backendA))
 		l.wantAnswer(c, "", "while the untranslated flow is there")
-		l.endStale(1, FlowRule{key, keep(backendA)})
+		l.endStale(1, FlowRule{Frontend: key, Keep: keep(backendA)})
 		l.wantAnswer(c, backendA.String(), "after it was ended")
 	})
 }
@@ -83,7 +83,7 @@ func TestOneWayUDPIsEndedWhenNoBackendIsLeft(t *testing.T) {
 		key := udpFrontend(8125)
 		l.send(key, at(silentA))
 		l.wantAnswer(l.udp(key), "", "a silent Backend")
-		l.endStale(1, FlowRule{key, nil})
+		l.endStale(1, FlowRule{Frontend: key, Keep: nil})
 	})
 }
 
@@ -101,7 +101,7 @@ func TestHalfOpenTCPMovesAndEstablishedStays(t *testing.T) {
 		l.send(key, at(silentB))
 		l.halfOpen(key)
 
-		l.endStale(1, FlowRule{key, keep(silentB)})
+		l.endStale(1, FlowRule{Frontend: key, Keep: keep(silentB)})
 		if got, want := l.backendsSeen(key), []netip.AddrPort{at(backendA), at(silentB)}; !sameSet(got, want) {
 			t.Errorf("flows go to %v, want %v", got, want)
 		}
@@ -120,7 +120,7 @@ func TestOpeningSCTPIsEnded(t *testing.T) {
 		l.sctpInit(key, 4001)
 		l.send(key, at(silentB))
 		l.sctpInit(key, 4002)
-		l.endStale(1, FlowRule{key, keep(silentB)})
+		l.endStale(1, FlowRule{Frontend: key, Keep: keep(silentB)})
 		if got, want := l.backendsSeen(key), []netip.AddrPort{at(silentB)}; !slices.Equal(got, want) {
 			t.Errorf("flows go to %v, want %v", got, want)
 		}
@@ -137,7 +137,7 @@ func TestManyRulesInOneCall(t *testing.T) {
 			if port%2 == 0 {
 				l.translated[key] = at(silentB)
 			}
-			rules = append(rules, FlowRule{key, keep(silentB)})
+			rules = append(rules, FlowRule{Frontend: key, Keep: keep(silentB)})
 		}
 		l.program()
 		for _, r := range rules {
@@ -155,7 +155,7 @@ func TestWhatOneOfTwoRulesKeepsStays(t *testing.T) {
 	l.send(key, at(backendA))
 	l.wantAnswer(l.udp(key), backendA.String(), "before")
 	// A Frontend that moved from one Service to another.
-	l.endStale(0, FlowRule{key, nil}, FlowRule{key, keep(backendA)})
+	l.endStale(0, FlowRule{Frontend: key, Keep: nil}, FlowRule{Frontend: key, Keep: keep(backendA)})
 }
 
 func TestAFlowInAZoneOfItsOwnIsEnded(t *testing.T) {
@@ -167,7 +167,7 @@ func TestAFlowInAZoneOfItsOwnIsEnded(t *testing.T) {
 			reply: tuple{at(backendA), netip.AddrPortFrom(client, 999), dataplane.UDP}, zone: zone,
 		}))
 	}
-	l.endStale(2, FlowRule{key, keep(backendB)})
+	l.endStale(2, FlowRule{Frontend: key, Keep: keep(backendB)})
 }
 
 func TestAYoungerFlowOfTheSameTupleIsNotHit(t *testing.T) {
@@ -179,13 +179,13 @@ func TestAYoungerFlowOfTheSameTupleIsNotHit(t *testing.T) {
 	}
 	must(t, createFlow(l.ct.deletes, f))
 	var raced bool
-	n, err := l.ct.EndStale([]FlowRule{{key, func(netip.AddrPort) bool {
+	n, err := l.ct.EndStale([]FlowRule{{Frontend: key, Keep: func(netip.AddrPort) bool {
 		if !raced { // between the look and the delete
 			raced = true
 			other, err := Open()
 			must(t, err)
 			defer other.Close()
-			if n, err := other.EndStale([]FlowRule{{key, nil}}); n != 1 || err != nil {
+			if n, err := other.EndStale([]FlowRule{{Frontend: key, Keep: nil}}); n != 1 || err != nil {
 				t.Errorf("the other ended %d: %v", n, err)
 			}
 			f.reply.from = at(backendB)
@@ -238,7 +238,7 @@ func TestConntrackStaysInTheNamespaceItWasOpenedIn(t *testing.T) {
 		if there, err := netns.Get(); err != nil || there.Equal(here) {
 			t.Errorf("the other thread is in the lab's namespace (%v)", err)
 		}
-		n, err := l.ct.EndStale([]FlowRule{{key, nil}})
+		n, err := l.ct.EndStale([]FlowRule{{Frontend: key, Keep: nil}})
 		if err != nil {
 			t.Error(err)
 		}
@@ -252,7 +252,7 @@ func TestConntrackStaysInTheNamespaceItWasOpenedIn(t *testing.T) {
 func TestAClosedConntrackSaysSo(t *testing.T) {
 	l := newLab(t)
 	must(t, l.ct.Close())
-	if _, err := l.ct.EndStale([]FlowRule{{udpFrontend(1), nil}}); err == nil {
+	if _, err := l.ct.EndStale([]FlowRule{{Frontend: udpFrontend(1), Keep: nil}}); err == nil {
 		t.Error("no error")
 	}
 	must(t, l.ct.Close())
