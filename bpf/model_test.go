@@ -37,7 +37,7 @@ func newDuel(t testing.TB) *duel {
 		Frontends: map[packetmodel.Endpoint]*packetmodel.Frontend{}, ClusterIPs: map[netip.Addr]bool{},
 		InternalSources: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		Node4:           addr("192.0.2.1"), Node6: addr("2001:db8:1::1"), PortMin: modelPortMin, PortMax: modelPortMax,
-		Generations: map[uint32]uint32{}, Route: route, LinkAddress: map[string][6]byte{},
+		Generations: map[uint32]uint32{}, Route: route, UntoldMTU: !tellsMTU, LinkAddress: map[string][6]byte{},
 	}}
 	for name, m := range linkMAC {
 		d.model.LinkAddress[name] = m
@@ -111,8 +111,22 @@ func (d *duel) reset() {
 	d.model.Fragments, d.model.Drops = map[packetmodel.Datagram]packetmodel.L4{}, map[packetmodel.Reason]int{}
 }
 
-// route is the rig's routing table.
+// route is the rig's routing table, as the kernel uses it: where it tells no
+// MTU it does not look at one before the neighbour is known, and allows for a
+// VLAN's four bytes.
 func route(a netip.Addr) packetmodel.Hop {
+	hop := table(a)
+	switch {
+	case tellsMTU:
+	case hop.Kind == packetmodel.Forward:
+		hop.MTU += 4
+	case hop.Kind == packetmodel.Resolve:
+		hop.MTU = 1 << 16
+	}
+	return hop
+}
+
+func table(a netip.Addr) packetmodel.Hop {
 	hop := func(device string, to mac, mtu int) packetmodel.Hop {
 		return packetmodel.Hop{Kind: packetmodel.Forward, Device: device, To: to, From: linkMAC[device], MTU: mtu}
 	}

@@ -135,6 +135,9 @@ struct icmp_header {
 	__be32 rest; /* unused, or the MTU */
 };
 
+#define IPV6_MTU_MIN 1280 /* RFC 8200, 5 */
+#define IPV4_MTU_MIN 576  /* RFC 791, 3.1: what every host takes */
+
 /* Verifiers before 6.8 learn of a comparison only for the register it was made
  * in, and those before 5.16 forget a range when it is spilled. */
 static __always_inline __u64 at_most(__u64 value, const __u64 max)
@@ -207,10 +210,21 @@ static __always_inline int answer_unreachable(struct __sk_buff *skb, struct scra
 	return answer_icmp(skb, s, side, 3, 3, 0);
 }
 
+/* What to try where the kernel does not tell a path's MTU (before 5.12, as
+ * bpf_check_mtu): the next of the sizes that most paths have (RFC 1191, 7.1). */
+static __always_inline __u32 smaller_mtu(__u16 ip_bytes)
+{
+	if (ip_bytes > ETH_DATA_LEN)
+		return ETH_DATA_LEN;
+	return ip_bytes > IPV6_MTU_MIN ? IPV6_MTU_MIN : IPV4_MTU_MIN;
+}
+
 static __always_inline int answer_too_big(struct __sk_buff *skb, struct scratch *s, enum side side)
 {
 	__u32 mtu = s->fib.mtu_result;
 
+	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_check_mtu))
+		mtu = smaller_mtu(s->packet.ip_bytes);
 	if (s->packet.ipv6)
 		return answer_icmp(skb, s, side, 2, 0, bpf_htonl(mtu));
 	return answer_icmp(skb, s, side, 3, 4, bpf_htonl(mtu & 0xffff));

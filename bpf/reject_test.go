@@ -5,6 +5,8 @@ package bpf_test
 import (
 	"encoding/binary"
 	"testing"
+
+	"fairlead.dev/bpf/packetmodel"
 )
 
 // refused is what a client gets for a packet to where nobody answers: RST
@@ -174,10 +176,14 @@ func TestRejection(t *testing.T) {
 			given:    serves(thin, slotLocal, 0),
 			steps: func(w world) []step {
 				in := w.first(w.vip, servicePort).with(func(p *packet) { p.payload = make([]byte, 1420) })
-				if w.family == "IPv6" {
-					return []step{answers(arriving, in, in.icmpError(2, 0, thinMTU))}
+				fits := uint32(thinMTU)
+				if !tellsMTU {
+					fits = uint32(packetmodel.SmallerMTU(len(in.l3())))
 				}
-				return []step{answers(arriving, in, in.icmpError(3, 4, thinMTU))}
+				if w.family == "IPv6" {
+					return []step{answers(arriving, in, in.icmpError(2, 0, fits))}
+				}
+				return []step{answers(arriving, in, in.icmpError(3, 4, fits))}
 			},
 			then: func(s *state, w world) { s.dropped("too_big", 1) },
 		},

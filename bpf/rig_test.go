@@ -13,6 +13,9 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -84,9 +87,21 @@ var (
 // thread runs them. There is one for the process; the namespace has no name
 // and dies with it.
 type rig struct {
-	objects bpf.FairleadObjects
+	objects packetPath
 	work    chan func()
 	index   map[string]int
+}
+
+// tellsMTU is whether bpf_fib_lookup answers with the path's MTU: it does where
+// there is bpf_check_mtu, which came with it (5.12).
+var tellsMTU = features.HaveProgramHelper(ebpf.SchedCLS, asm.FnCheckMtu) == nil
+
+// packetPath is what the rig uses: no program that not every kernel can load.
+type packetPath struct {
+	bpf.FairleadMaps
+	FairleadFromUplink *ebpf.Program `ebpf:"fairlead_from_uplink"`
+	FairleadFromPod    *ebpf.Program `ebpf:"fairlead_from_pod"`
+	FairleadFromHost   *ebpf.Program `ebpf:"fairlead_from_host"`
 }
 
 // newRig gives the process's rig with empty maps. Tests that use it do not run
@@ -106,6 +121,9 @@ func newRig(t testing.TB) *rig {
 
 func openRig(conntrackMax uint32) (*rig, error) {
 	r := &rig{work: make(chan func()), index: map[string]int{}}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, err
+	}
 	spec, err := bpf.LoadFairlead()
 	if err != nil {
 		return nil, err

@@ -23,6 +23,9 @@ func (h *handling) reject(r Reason) Outcome {
 }
 
 func (h *handling) tooBig(mtu int) Outcome {
+	if h.UntoldMTU {
+		mtu = SmallerMTU(len(h.p.l3))
+	}
 	switch {
 	case h.p.later: // RFC 1122, 3.2.2
 		return Outcome{Verdict: Drop}
@@ -30,6 +33,18 @@ func (h *handling) tooBig(mtu int) Outcome {
 		return h.icmp(2, 0, uint32(mtu)) // RFC 4443, 3.2
 	}
 	return h.icmp(3, 4, uint32(mtu)) // RFC 1191, 4
+}
+
+// SmallerMTU is the MTU to try after one that a packet of so many bytes did not
+// fit, where the kernel tells none: that of Ethernet, the least of IPv6 (RFC
+// 8200, 5), the least of IPv4 (RFC 791, 3.1).
+func SmallerMTU(bytes int) int {
+	for _, mtu := range []int{1500, 1280} {
+		if bytes > mtu {
+			return mtu
+		}
+	}
+	return 576
 }
 
 // reset is TCP's answer to a segment for no connection (RFC 9293, 3.10.7.1).

@@ -173,6 +173,7 @@ type State struct {
 	PortMin, PortMax uint16
 	Generations      map[uint32]uint32 // of each Backend
 	Route            func(destination netip.Addr) Hop
+	UntoldMTU        bool // the kernel does not tell what fits a path (before 5.12)
 	LinkAddress      map[string][6]byte
 
 	Flows     map[Tuple]*Flow
