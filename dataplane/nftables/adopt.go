@@ -87,9 +87,10 @@ func (a *adopted) need(set *dataplane.BackendSet, scope dataplane.Scope) {
 	}
 }
 
-// adopt looks at what is there. Where it is not to look deep, it asks for those
-// slots only of which the Frontends tell: the kernel begins a listing anew for
-// every 32 KiB of it, so that listing a set takes the square of its size.
+// adopt looks at what is there. Where it is not to look deep, it lists the
+// Frontends only, and asks for what belongs to those that are there or wanted:
+// the kernel begins a listing anew for every 32 KiB of it, so that listing a set
+// takes the square of its size.
 func (d *Dataplane) adopt(wanted []*dataplane.Service, n dataplane.Node, deep bool) (*adoption, error) {
 	a := &adoption{
 		shadow: newShadow(), head: newBatch(), t: &transaction{}, frontends: map[dataplane.FrontendKey]*adopted{},
@@ -124,7 +125,7 @@ func (d *Dataplane) adopt(wanted []*dataplane.Service, n dataplane.Node, deep bo
 			continue
 		}
 		for id := range setCount {
-			if !deep && manyOf(id) {
+			if !deep && !toldBy(id) {
 				continue
 			}
 			if err := d.kernel.listElements(f, id, func(e *element) { a.see(f, id, e) }); err != nil {

@@ -5,6 +5,7 @@ package nftables
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -26,14 +27,18 @@ type eligibleAsk struct {
 	set setID
 }
 
-// manyOf reports whether a set has an element for each Backend.
-func manyOf(id setID) bool {
+// toldBy reports whether a set is listed even if there are many Services: it
+// tells of the elements that are in others, or belongs to no Frontend.
+func toldBy(id setID) bool {
 	switch id {
-	case setSlots, setSlotsExternal, setStickySlots, setStickySlotsExternal, setEligible, setEligibleExternal:
+	case setFrontends, setFrontendsExternal, setUplinks, setLocalBackends, setAllowed:
 		return true
 	}
 	return false
 }
+
+// tupleSets have an element for a Frontend at most.
+var tupleSets = []setID{setServices, setRestricted, setKeepSource, setStickyIDs}
 
 // told notes which slots a Frontend in the kernel has, wanted or not.
 func (a *adoption) told(f *family, id setID, e *element) {
@@ -83,6 +88,9 @@ func (a *adoption) toldEligible(f *family, id setID, e *element) {
 // askFor asks for all that was told, and for what is wanted to be eligible.
 func (a *adoption) askFor(k *socket, f *family) error {
 	q := &question{kernel: k, family: f, see: func(id setID, e *element) { a.see(f, id, e) }}
+	if err := a.askForTuples(q); err != nil {
+		return err
+	}
 	var key []byte
 	for _, s := range a.asks {
 		if familyOf(s.key.Address) != f {
@@ -106,6 +114,42 @@ func (a *adoption) askFor(k *socket, f *family) error {
 			continue // of the other family
 		}
 		if err := q.ask(e.set, []byte(e.key)); err != nil {
+			return err
+		}
+	}
+	return q.flush()
+}
+
+// askForTuples asks for what Frontends have one of, those that are wanted and
+// those that are not but there.
+func (a *adoption) askForTuples(q *question) error {
+	var key []byte
+	addresses := map[netip.Addr]bool{}
+	ask := func(k dataplane.FrontendKey) error {
+		if familyOf(k.Address) != q.family {
+			return nil
+		}
+		addresses[k.Address] = true
+		key = appendTuple(key[:0], k)
+		for _, id := range tupleSets {
+			if err := q.ask(id, key); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for k := range a.frontends {
+		if err := ask(k); err != nil {
+			return err
+		}
+	}
+	for k := range a.strays {
+		if err := ask(k); err != nil {
+			return err
+		}
+	}
+	for addr := range addresses {
+		if err := q.ask(setClusterIPs, appendAddress(key[:0], addr)); err != nil {
 			return err
 		}
 	}
@@ -139,7 +183,7 @@ type question struct {
 const asksAtOnce = 256
 
 func (q *question) ask(id setID, key []byte) error {
-	q.m.begin(unix.NFT_MSG_GETSETELEM, unix.NLM_F_ACK, q.family.proto)
+	q.m.begin(unix.NFT_MSG_GETSETELEM, 0, q.family.proto)
 	q.m.text(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
 	q.m.text(unix.NFTA_SET_ELEM_LIST_SET, id.String())
 	at := q.m.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
@@ -170,8 +214,8 @@ func (q *question) flush() error {
 			if i < 0 || i >= len(sets) {
 				return nil
 			}
-			if kind == unix.NLMSG_ERROR { // an answer's end, or that there is none
-				answered++
+			answered++ // by the element, or by an error that says there is none
+			if kind == unix.NLMSG_ERROR {
 				if errno := unix.Errno(-int32(binary.NativeEndian.Uint32(payload))); errno != 0 && errno != unix.ENOENT {
 					return fmt.Errorf("ask for an element of %s: %w", sets[i], errno)
 				}
