@@ -74,8 +74,8 @@ type restarting struct {
 	ids   map[string]string
 }
 
-func (g *rig) testRestarts(restart func()) {
-	t := g.t
+func (g *rig) testRestarts(t *testing.T, restart func()) {
+
 	var all []restarting
 	for i, c := range restartCases {
 		share := t.TempDir()
@@ -134,7 +134,7 @@ func (g *rig) forget() {
 
 func TestARestartOfTheAgentDisturbsNothing(t *testing.T) {
 	g := newRig(t)
-	g.testRestarts(func() {
+	g.testRestarts(t, func() {
 		g.stop()
 		g.forget()
 		g.run()
@@ -143,7 +143,7 @@ func TestARestartOfTheAgentDisturbsNothing(t *testing.T) {
 
 func TestARestartOfContainerdDisturbsNothing(t *testing.T) {
 	g := newRig(t)
-	g.testRestarts(func() {
+	g.testRestarts(t, func() {
 		g.rt.Kill()
 		time.Sleep(300 * time.Millisecond)
 		if err := g.rt.Launch(); err != nil {
