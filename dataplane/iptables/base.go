@@ -3,6 +3,7 @@
 package iptables
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 )
@@ -13,7 +14,8 @@ import (
 //	    -> [R: source ranges] -> P: count, mark, scope -> S: one Backend, DNAT
 //	nat POSTROUTING -> POSTROUTING: what is marked is masqueraded, and hairpins
 //	filter INPUT, FORWARD, OUTPUT -> REFUSE: Frontends that nat did not
-//	    translate are rejected or dropped
+//	    translate are rejected or dropped; the node's own datagrams for them
+//	    nat translates to where INPUT rejects them
 //	filter FORWARD -> FORWARD: accept what was translated
 //	raw PREROUTING -> LOCALNET: guards 127.0.0.0/8 while route_localnet is set
 //
@@ -79,8 +81,28 @@ func (b *base) nat() map[string][]string {
 		post = append(post, joined(source(p), "-g "+chainMasqUplink))
 	}
 	chains[chainPostrouting] = append(post, "-o lo -j RETURN", b.masquerade)
+	for _, p := range []string{"udp", "sctp"} {
+		chains[chainReject] = append(chains[chainReject], "-p "+p+" -m addrtype --src-type LOCAL -j DNAT --to-destination "+b.closed())
+	}
 	chains[chainHairpin] = []string{"-m conntrack --ctstate DNAT -j " + treeHairpin}
 	return chains
+}
+
+// closed is where the node's own datagrams go that are to be refused. Rejected
+// in OUTPUT, sendmsg() would fail with EPERM, which no program expects; so they
+// go to loopback and are rejected in INPUT. No packet comes to this port by
+// translation otherwise.
+func (b *base) closed() string {
+	if b.v6 {
+		return "[::1]:9"
+	}
+	return "127.0.0.1:9"
+}
+
+// isClosed matches what came to closed, in INPUT alone.
+func (b *base) isClosed(protocol string) string {
+	at := netip.MustParseAddrPort(b.closed())
+	return fmt.Sprintf("%s -i lo -p %s -m %s --dport %d -m conntrack --ctstate DNAT -j %s", destination(at.Addr()), protocol, protocol, at.Port(), chainReject)
 }
 
 // match is a rule about a device; every device needs no match.
@@ -104,10 +126,7 @@ func (b *base) filter() map[string][]string {
 		unreachable = "-j REJECT --reject-with icmp6-port-unreachable"
 	}
 	reject := []string{"-p tcp -j REJECT --reject-with tcp-reset", "-p udp " + unreachable, "-p sctp " + unreachable}
-	refuse := []string{"-j " + chainServices}
-	for _, p := range b.serviceCIDRs {
-		refuse = append(refuse, joined(strings.Replace(source(p), "-s ", "-d ", 1), "-j "+chainUnknown))
-	}
+	refuse := []string{b.isClosed("udp"), b.isClosed("sctp"), "-j " + chainServices}
 	return map[string][]string{
 		chainReject: reject, chainUnknown: reject,
 		chainNoLocal: {"-j DROP"}, chainRange: {"-j DROP"},

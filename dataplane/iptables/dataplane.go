@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/vishvananda/netns"
+
 	"fairlead.dev/dataplane"
 	"fairlead.dev/dataplane/netfilter"
 )
@@ -19,6 +21,7 @@ import (
 type Dataplane struct {
 	options   Options
 	flavour   Flavour
+	namespace netns.NsHandle // where New was called, for Collector
 	families  []*family
 	uplinks   uplinks
 	conntrack *netfilter.Conntrack
@@ -44,7 +47,7 @@ func New(ctx context.Context, o Options) (*Dataplane, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	d := &Dataplane{options: o}
+	d := &Dataplane{options: o, namespace: netns.None()}
 	if err := d.open(ctx); err != nil {
 		d.Close()
 		return nil, err
@@ -53,11 +56,15 @@ func New(ctx context.Context, o Options) (*Dataplane, error) {
 }
 
 func (d *Dataplane) open(ctx context.Context) (err error) {
+	if d.namespace, err = netns.Get(); err != nil {
+		return fmt.Errorf("open the network namespace: %w", err)
+	}
 	if d.flavour = d.options.Flavour; d.flavour == Auto {
 		if d.flavour, err = detect(); err != nil {
 			return err
 		}
 	}
+	forgetful := probe(d.flavour, false, recentFeature) != nil
 	for _, v6 := range []bool{false, true} {
 		t, err := newTool(d.flavour, v6)
 		if err == nil {
@@ -70,7 +77,9 @@ func (d *Dataplane) open(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		d.families = append(d.families, newFamily(t, d.options))
+		f := newFamily(t, d.options)
+		f.forgetful = forgetful
+		d.families = append(d.families, f)
 	}
 	if d.conntrack, err = netfilter.Open(); err != nil {
 		return err
@@ -289,6 +298,9 @@ func (d *Dataplane) Close() error {
 	if d.conntrack != nil {
 		errs = append(errs, d.conntrack.Close())
 		d.conntrack = nil
+	}
+	if d.namespace.IsOpen() {
+		errs = append(errs, d.namespace.Close())
 	}
 	d.watch = nil
 	return errors.Join(errs...)

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // inlinePorts is how many Frontends of one address are listed in the chain of
@@ -15,7 +16,11 @@ const inlinePorts = 16
 // dispatch leads packets of one table to what their destination is to get:
 // addresses of the node by their ports, others by address and then port.
 type dispatch struct {
-	v6        bool
+	v6 bool
+	// unknown is the chain for ports that no Frontend has, of addresses that
+	// are claimed and of whole ranges.
+	unknown   string
+	ranges    []netip.Prefix
 	addresses map[netip.Addr]*addressPorts
 	tree      *tree[netip.Addr]
 	// node are the Frontends on addresses of the node, most of them the same on
@@ -37,9 +42,9 @@ type addressPorts struct {
 	claimed int
 }
 
-func newDispatch(v6 bool) *dispatch {
+func newDispatch(v6 bool, unknown string) *dispatch {
 	return &dispatch{
-		v6: v6, addresses: map[netip.Addr]*addressPorts{}, tree: newAddressTree(treeAddresses, v6),
+		v6: v6, unknown: unknown, addresses: map[netip.Addr]*addressPorts{}, tree: newAddressTree(treeAddresses, v6),
 		node: map[portKey][]leaf{}, nodeAddresses: map[netip.Addr]int{}, forest: newForest(chainNode),
 		changedForests: map[netip.Addr]*forest{},
 	}
@@ -177,18 +182,6 @@ func (d *dispatch) unsetNode(l leaf) {
 	}
 }
 
-// touchAll marks every chain, for a table that is not what it was taken for.
-func (d *dispatch) touchAll() {
-	d.tree.touchAll()
-	d.forest.touchAll()
-	for address, a := range d.addresses {
-		if a.forest != nil {
-			a.forest.touchAll()
-			d.changedForests[address] = a.forest
-		}
-	}
-}
-
 // stage gives the chains that changed to a table.
 func (d *dispatch) stage(out *table) {
 	d.tree.stage(out, func(b *branch[netip.Addr], digit int) string { return digitMatch(b.level, digit, d.v6) }, d.listAddress)
@@ -206,7 +199,11 @@ func (d *dispatch) stage(out *table) {
 	for _, a := range slices.SortedFunc(maps.Keys(d.nodeAddresses), netip.Addr.Compare) {
 		jumps = append(jumps, destination(a)+" -j "+chainNode)
 	}
-	out.put(chainServices, append(jumps, "-j "+treeAddresses))
+	rules := append(jumps, "-j "+treeAddresses)
+	for _, r := range d.ranges {
+		rules = append(rules, joined(strings.Replace(source(r), "-s ", "-d ", 1), "-j "+d.unknown))
+	}
+	out.put(chainServices, rules)
 	out.put(chainNode, d.forest.jumps(""))
 }
 
@@ -221,7 +218,7 @@ func (d *dispatch) listAddress(address netip.Addr) (rules []string) {
 		}
 	}
 	if a.claimed > 0 {
-		rules = append(rules, to+" -j "+chainUnknown)
+		rules = append(rules, to+" -j "+d.unknown)
 	}
 	return rules
 }

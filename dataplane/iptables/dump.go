@@ -39,7 +39,7 @@ func kernelPorts(nat *savedTable) (map[string]*kernelPort, error) {
 		for i, rule := range c.rules {
 			if s, ok := comment(rule); ok {
 				text.WriteString(s)
-			} else if i == 0 {
+			} else if t := target(rule); t == chainMark || t == chainInternal {
 				p.connections = c.packets[i]
 			}
 		}

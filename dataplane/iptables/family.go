@@ -47,7 +47,7 @@ func newFamily(t *tool, o Options) *family {
 
 // reset forgets what was wanted, and not what the kernel holds.
 func (f *family) reset() {
-	f.nat, f.filter = newDispatch(f.v6), newDispatch(f.v6)
+	f.nat, f.filter = newDispatch(f.v6, chainReject), newDispatch(f.v6, chainUnknown)
 	f.hairpin = newAddressTree(treeHairpin, f.v6)
 	f.local, f.loopbacks = map[netip.Addr]int{}, 0
 	f.services = map[dataplane.ServiceName]*dataplane.Service{}
@@ -58,12 +58,16 @@ func (f *family) environmentOf(n dataplane.Node) environment {
 	other := func(p netip.Prefix) bool { return p.Addr().Is6() != f.v6 }
 	return environment{
 		v6:           f.v6,
+		forgetful:    f.forgetful,
 		internal:     slices.DeleteFunc(slices.Clone(n.InternalSources), other),
 		serviceCIDRs: slices.DeleteFunc(slices.Clone(n.ServiceCIDRs), other),
 	}
 }
 
-func (f *family) setNode(n dataplane.Node) { f.environment = f.environmentOf(n) }
+func (f *family) setNode(n dataplane.Node) {
+	f.environment = f.environmentOf(n)
+	f.nat.ranges, f.filter.ranges = f.serviceCIDRs, f.serviceCIDRs
+}
 
 func (f *family) differs(n dataplane.Node) bool {
 	e := f.environmentOf(n)
@@ -245,9 +249,15 @@ func (f *family) translate(c *change) {
 		for _, l := range p.natLeaves {
 			f.nat.set(l)
 		}
+		for _, a := range p.claimed {
+			f.nat.claim(a)
+		}
 		f.count(p, 1)
 		if old := c.old[name]; old != nil {
 			f.count(old, -1)
+			for _, a := range old.claimed {
+				f.nat.unclaim(a)
+			}
 		}
 	}
 }

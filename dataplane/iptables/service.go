@@ -3,6 +3,7 @@
 package iptables
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -18,6 +19,8 @@ type environment struct {
 	internal []netip.Prefix
 	// serviceCIDRs of the family: their unknown ports are refused as a whole.
 	serviceCIDRs []netip.Prefix
+	// forgetful: the kernel has no lists of clients.
+	forgetful bool
 }
 
 // program is what one Service needs in one family.
@@ -31,6 +34,8 @@ type program struct {
 	// loopback: a Frontend is on 127.0.0.1.
 	loopback bool
 }
+
+var errForgetful = errors.New("sessionAffinity needs xt_recent, which the kernel lacks: load the module or use another --dataplane")
 
 // leaf says where packets for a Frontend go.
 type leaf struct {
@@ -72,6 +77,9 @@ func programOf(s *dataplane.Service, env *environment) (*program, error) {
 		f := &s.Frontends[i]
 		if f.Address.Is6() != env.v6 || env.v6 && f.Address.IsLoopback() {
 			continue // ::1 has no route out: netfilter can't translate it
+		}
+		if f.AffinitySeconds > 0 && env.forgetful {
+			return nil, errForgetful
 		}
 		port := ports[f.PortName]
 		if port == nil {
@@ -187,10 +195,14 @@ func (p *portProgram) scoped(c *class) []string {
 	if c.first.MasqueradeExternal {
 		mark = "-j " + chainMark
 	}
-	if c.internal < 0 && c.external < 0 {
-		return nil
+	var rules []string
+	if c.internal < 0 && c.first.Internal.OnEmpty == dataplane.Reject && c.first.Protocol != dataplane.TCP {
+		rules = append(rules, "-m addrtype --src-type LOCAL -j "+chainReject)
 	}
-	return append([]string{mark}, p.byScope(c.internal == c.external, p.toSet(c.internal, true), p.toSet(c.external, false))...)
+	if c.internal < 0 && c.external < 0 {
+		return rules
+	}
+	return append(append([]string{mark}, rules...), p.byScope(c.internal == c.external, p.toSet(c.internal, true), p.toSet(c.external, false))...)
 }
 
 // toSet leads to a set. Of one without Backends internal traffic has to leave

@@ -4,6 +4,7 @@ package conformance_test
 
 import (
 	"context"
+	"os"
 	"strings"
 	"testing"
 
@@ -17,12 +18,28 @@ func iptablesTarget(name string, f iptables.Flavour) conformance.Target {
 	return conformance.Target{
 		Name: name,
 		New: func(n *conformance.Node) (dataplane.Dataplane, error) {
+			if err := unlimitICMP(); err != nil {
+				return nil, err
+			}
 			return iptables.New(context.Background(), iptables.Options{Flavour: f, Devices: n.Devices})
 		},
 		Unsupported: map[string]string{
+			"refused-unconnected":    "the refusal is an ICMP error, which the kernel tells to connected sockets only (or with IP_RECVERR)",
 			"nodeport-loopback/ipv6": "netfilter can't translate ::1: IPv6 has no route_localnet, so the packet never leaves loopback",
 		},
 	}
+}
+
+// unlimitICMP lets the thread's network namespace send any number of ICMP errors.
+// The cases are refused more often, one after the other, than the one a second
+// to a client that the kernel's REJECT is held to (net.ipv4.icmp_ratelimit).
+func unlimitICMP() error {
+	for _, sysctl := range []string{"ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"} {
+		if err := os.WriteFile("/proc/sys/net/"+sysctl, []byte("0"), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func TestIPTablesTreatsPacketsAsKubernetesDocuments(t *testing.T) {
