@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 
@@ -17,10 +18,15 @@ import (
 	"fairlead.dev/dataplane"
 )
 
-// haveIPVS asks for the netlink family that IPVS is spoken to by.
+// haveIPVS asks for the netlink family that IPVS is spoken to by. Before Linux
+// 6.2 asking loads no module, so it is tried here.
 func haveIPVS() error {
 	_, err := netlink.GenlFamilyGet("IPVS")
-	if errors.Is(err, unix.ENOENT) {
+	if !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	_ = exec.Command("modprobe", "ip_vs").Run()
+	if _, err = netlink.GenlFamilyGet("IPVS"); errors.Is(err, unix.ENOENT) {
 		return errors.New("this kernel has no IPVS: load module ip_vs")
 	}
 	return err

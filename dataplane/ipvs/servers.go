@@ -5,11 +5,13 @@ package ipvs
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
 
 	mobyipvs "github.com/moby/ipvs"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,10 +31,22 @@ type kernel struct {
 	marks  marks
 }
 
+var quiet sync.Once
+
 func openKernel(m marks) (*kernel, error) {
 	if err := haveIPVS(); err != nil {
 		return nil, err
 	}
+	quiet.Do(func() {
+		// Its first call runs modprobe, and warns where that is not installed:
+		// it was not needed.
+		was := logrus.StandardLogger().Out
+		logrus.SetOutput(io.Discard)
+		defer logrus.SetOutput(was)
+		if h, err := mobyipvs.New(""); err == nil {
+			h.Close()
+		}
+	})
 	h, err := mobyipvs.New("")
 	if err != nil {
 		return nil, fmt.Errorf("open IPVS: %w", err)

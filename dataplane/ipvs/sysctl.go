@@ -28,6 +28,7 @@ func (o Options) sysctls() []sysctl {
 		{"ipv4/vs/expire_nodest_conn", "1", "UDP flows stay with Backends that are gone", false},
 		{"ipv4/vs/expire_quiescent_template", "1", "clients stay with Backends that are terminating", false},
 		{"ipv4/vs/conn_reuse_mode", "1", "a source port that is used again reaches a Backend that is gone", true},
+		{"ipv4/vs/sloppy_sctp", "1", "SCTP associations that were there before are cut off", true},
 	}
 	if o.StrictARP {
 		list = append(list,
