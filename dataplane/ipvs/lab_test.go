@@ -105,14 +105,6 @@ func (l *lab) apply(d *Dataplane, services ...*dataplane.Service) {
 	l.must(d.Apply(context.Background(), c))
 }
 
-func (l *lab) reader() dataplane.Reader {
-	l.t.Helper()
-	r, err := Read(l.options)
-	l.must(err)
-	l.t.Cleanup(func() { r.Close() })
-	return r
-}
-
 // holds fails the test unless the kernel's dump equals the Table's.
 func (l *lab) holds(t *dataplane.Table) {
 	l.t.Helper()

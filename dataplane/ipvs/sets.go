@@ -43,12 +43,11 @@ var scopeNames = map[dataplane.Scope]string{dataplane.Internal: "internal", data
 
 // setSpec is a set or map of the table.
 type setSpec struct {
-	name     string
-	key      []nftables.SetDatatype
-	data     bool // a map to a number of 4 bytes
-	ranges   bool // keys are ranges
-	dynamic  bool // packets add to it, with a timeout
-	comments string
+	name    string
+	key     []nftables.SetDatatype
+	data    bool // a map to a number of 4 bytes
+	ranges  bool // keys are ranges
+	dynamic bool // packets add to it, with a timeout
 }
 
 // setSpecs are all sets. A Frontend is address . protocol . port; a "server" is
