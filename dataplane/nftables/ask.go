@@ -184,7 +184,7 @@ const asksAtOnce = 256
 
 func (q *question) ask(id setID, key []byte) error {
 	q.m.begin(unix.NFT_MSG_GETSETELEM, 0, q.family.proto)
-	q.m.text(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+	q.m.text(unix.NFTA_SET_ELEM_LIST_TABLE, q.family.table)
 	q.m.text(unix.NFTA_SET_ELEM_LIST_SET, id.String())
 	at := q.m.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 	e := element{key: key}

@@ -197,7 +197,8 @@ func (f *family) hooks() []chain {
 			line("", f.tuple(), in(0, setServices), goTo(chainLocal)), unknown,
 		}},
 		{chainPostrouting, &hook{"nat", unix.NF_INET_POST_ROUTING, prioritySNAT}, []rule{
-			line("", translated(), f.originalTuple(), in(0, setServices), goTo(chainMasquerade)),
+			// Not in services, whose counters count.
+			line("", translated(), f.originalTuple(), in(0, setFrontends), goTo(chainMasquerade)),
 		}},
 	}
 }
@@ -212,9 +213,9 @@ func translated() []expr.Any {
 }
 
 // add appends the messages that make a chain, without its rules.
-func (c *chain) add(m *messages, f *family, table string) {
+func (c *chain) add(m *messages, f *family) {
 	m.begin(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, f.proto)
-	m.text(unix.NFTA_CHAIN_TABLE, table)
+	m.text(unix.NFTA_CHAIN_TABLE, f.table)
 	m.text(unix.NFTA_CHAIN_NAME, c.name)
 	if c.hook != nil {
 		at := m.nest(unix.NFTA_CHAIN_HOOK)
@@ -230,7 +231,7 @@ func (c *chain) add(m *messages, f *family, table string) {
 // remove appends the message that removes a chain and its rules.
 func removeChain(m *messages, f *family, name string) {
 	m.begin(unix.NFT_MSG_DELCHAIN, 0, f.proto)
-	m.text(unix.NFTA_CHAIN_TABLE, tableName)
+	m.text(unix.NFTA_CHAIN_TABLE, f.table)
 	m.text(unix.NFTA_CHAIN_NAME, name)
 	m.end()
 }
@@ -238,13 +239,13 @@ func removeChain(m *messages, f *family, name string) {
 // flush appends the message that removes a chain's rules.
 func (c *chain) flush(m *messages, f *family) {
 	m.begin(unix.NFT_MSG_DELRULE, 0, f.proto)
-	m.text(unix.NFTA_RULE_TABLE, tableName)
+	m.text(unix.NFTA_RULE_TABLE, f.table)
 	m.text(unix.NFTA_RULE_CHAIN, c.name)
 	m.end()
 }
 
 // fill appends the messages that add a chain's rules.
-func (c *chain) fill(m *messages, f *family, table string) error {
+func (c *chain) fill(m *messages, f *family) error {
 	for i := range c.rules {
 		r := &c.rules[i]
 		exprs, err := r.encode(f)
@@ -252,7 +253,7 @@ func (c *chain) fill(m *messages, f *family, table string) error {
 			return fmt.Errorf("rule %d of chain %s: %w", i+1, c.name, err)
 		}
 		m.begin(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, f.proto)
-		m.text(unix.NFTA_RULE_TABLE, table)
+		m.text(unix.NFTA_RULE_TABLE, f.table)
 		m.text(unix.NFTA_RULE_CHAIN, c.name)
 		m.bytes(unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, exprs)
 		m.bytes(unix.NFTA_RULE_USERDATA, r.userData(exprs))

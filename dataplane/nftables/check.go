@@ -2,14 +2,85 @@
 
 package nftables
 
-import "fairlead.dev/dataplane"
+import (
+	"fmt"
+	"os"
+	"strings"
 
-// Check probes what this machine has.
+	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/netfilter"
+)
+
+// Check probes what this machine has, by feature and not by kernel version: it
+// lets the kernel make just what the Dataplane needs, empty and for a moment.
 func Check(o Options) []dataplane.CheckResult {
-	_, err := Present(o)
-	r := dataplane.CheckResult{Name: "nf_tables", OK: err == nil, Detail: "netlink", Required: true}
-	if err != nil {
-		r.Detail, r.Cost = err.Error(), "Services can't be programmed"
+	o = o.withDefaults()
+	results := []dataplane.CheckResult{
+		result("nf_tables", "netlink", checkSocket(), "no nftables dataplane", true),
+		result("conntrack", "netlink", checkConntrack(), "flows to removed Backends can't be ended", true),
 	}
-	return []dataplane.CheckResult{r}
+	for _, f := range families {
+		results = append(results, result("nftables table "+f.String(), "kernel 5.10", checkFamily(f, o), "no nftables dataplane", true))
+	}
+	return append(results, checkForwarding("net/ipv4/ip_forward"), checkForwarding("net/ipv6/conf/all/forwarding"))
+}
+
+func result(name, detail string, err error, cost string, required bool) dataplane.CheckResult {
+	r := dataplane.CheckResult{Name: name, OK: err == nil, Detail: detail, Required: required}
+	if err != nil {
+		r.Detail, r.Cost = err.Error(), cost
+	}
+	return r
+}
+
+func checkSocket() error {
+	k, err := openSocket()
+	if err != nil {
+		return err
+	}
+	defer k.close()
+	_, err = k.generation()
+	return err
+}
+
+func checkConntrack() error {
+	c, err := netfilter.Open()
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// checkFamily makes the table with one sticky Frontend and removes it again. The
+// error is the kernel's, with what it did not take.
+func checkFamily(f *family, o Options) error {
+	k, err := openSocket()
+	if err != nil {
+		return err
+	}
+	defer k.close()
+	f = f.in(checkTable)
+	m := newBatch()
+	if err := f.addTable(m, o, dataplane.Node{InternalSources: loopbackPrefixes[:]}); err != nil {
+		return err
+	}
+	a := newActions(f)
+	a.number(pick{backends: 2})
+	a.number(pick{backends: 2, affinitySeconds: 10800, scope: dataplane.External})
+	if err := a.make(m); err != nil {
+		return err
+	}
+	if err := k.commitMessages(m); err != nil {
+		return err
+	}
+	return k.commit(func(m *messages) { removeTable(m, f, checkTable) })
+}
+
+func checkForwarding(key string) dataplane.CheckResult {
+	name := strings.ReplaceAll(key, "/", ".")
+	b, err := os.ReadFile("/proc/sys/" + key)
+	if err == nil && strings.TrimSpace(string(b)) == "0" {
+		err = fmt.Errorf("%s is 0: set it with `sysctl -w %s=1`", name, name)
+	}
+	return result(name, "1", err, "packets to Backends of other devices are not forwarded", false)
 }

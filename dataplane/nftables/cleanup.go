@@ -23,7 +23,30 @@ func Present(Options) (bool, error) {
 // Cleanup removes all that a Dataplane left, and what Empty did; established
 // flows end with it. It says what it removed.
 func Cleanup(Options) (removed []string, err error) {
-	return replaceTables(func(*messages, *family) error { return nil }, tableName, drainTable)
+	k, err := openSocket()
+	if err != nil {
+		return nil, err
+	}
+	defer k.close()
+	var ours bool
+	for _, table := range []string{tableName, drainTable} {
+		g, err := readGuard(k, table)
+		if err != nil {
+			return nil, err
+		}
+		ours = ours || g.there && g.ours
+	}
+	m := newBatch()
+	if removed, err = removeTables(k, m, tableName, drainTable, checkTable); err != nil || len(removed) == 0 {
+		return nil, err
+	}
+	if ours { // before the guard goes
+		if err := setLocalnet(false); err != nil {
+			return nil, err
+		}
+		removed = append(removed, "net.ipv4.conf.all.route_localnet=1")
+	}
+	return removed, k.commitMessages(m)
 }
 
 // Empty replaces all that a Dataplane left by hooks without rules for new
@@ -31,40 +54,54 @@ func Cleanup(Options) (removed []string, err error) {
 // somebody has such hooks. It is for the time in which another Dataplane takes
 // over; Cleanup ends it.
 func Empty(Options) (removed []string, err error) {
-	return replaceTables(func(m *messages, f *family) error {
-		chains := f.hooks()
-		m.begin(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, f.proto)
-		m.text(unix.NFTA_TABLE_NAME, drainTable)
-		m.end()
-		for i := range chains {
-			c := &chains[i]
-			c.rules = nil
-			if c.name == chainPostrouting {
-				// A rule that asks conntrack for something keeps it at work.
-				c.rules = []rule{line("established flows go on", translated(), &expr.Verdict{Kind: expr.VerdictAccept})}
-			}
-			c.add(m, f, drainTable)
-			if err := c.fill(m, f, drainTable); err != nil {
-				return err
-			}
-		}
-		return nil
-	}, tableName)
-}
-
-// replaceTables removes tables of both families and adds others, at one instant.
-// route_localnet goes back to what it was before.
-func replaceTables(add func(*messages, *family) error, tables ...string) (removed []string, err error) {
 	k, err := openSocket()
 	if err != nil {
 		return nil, err
 	}
 	defer k.close()
-	g, err := readGuard(k)
+	g, err := readGuard(k, tableName)
 	if err != nil {
 		return nil, err
 	}
 	m := newBatch()
+	if removed, err = removeTables(k, m, tableName); err != nil || len(removed) == 0 {
+		return nil, err
+	}
+	for _, f := range families {
+		if err := f.in(drainTable).addDrain(m, g); err != nil {
+			return nil, err
+		}
+	}
+	return removed, k.commitMessages(m)
+}
+
+// addDrain appends what makes the hooks; a guard of loopback is kept.
+func (f *family) addDrain(m *messages, g *guardState) error {
+	m.begin(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, f.proto)
+	m.text(unix.NFTA_TABLE_NAME, f.table)
+	m.end()
+	chains := f.hooks()
+	for i := range chains {
+		chains[i].rules = nil
+		if chains[i].name == chainPostrouting {
+			// A rule that asks conntrack for something keeps it at work.
+			chains[i].rules = []rule{line("established flows go on", translated(), &expr.Verdict{Kind: expr.VerdictAccept})}
+		}
+	}
+	if g.there && f.index == 0 {
+		chains = append(chains, guard(g.ours))
+	}
+	for i := range chains {
+		chains[i].add(m, f)
+		if err := chains[i].fill(m, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeTables appends what removes those that are there, and names them.
+func removeTables(k *socket, m *messages, tables ...string) (removed []string, err error) {
 	for _, f := range families {
 		for _, name := range tables {
 			there, err := k.hasTable(f, name)
@@ -77,19 +114,5 @@ func replaceTables(add func(*messages, *family) error, tables ...string) (remove
 			}
 		}
 	}
-	if len(removed) == 0 {
-		return nil, nil
-	}
-	for _, f := range families {
-		if err := add(m, f); err != nil {
-			return nil, err
-		}
-	}
-	if g.there && g.ours {
-		if err := setLocalnet(false); err != nil {
-			return nil, err
-		}
-		removed = append(removed, "net.ipv4.conf.all.route_localnet=1")
-	}
-	return removed, k.commitMessages(m)
+	return removed, nil
 }

@@ -121,7 +121,7 @@ func (l *elementList) change(m *messages, kind uint16, f *family, set setID) {
 	}
 	for _, piece := range l.pieces {
 		m.begin(kind, flags, f.proto)
-		m.text(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+		m.text(unix.NFTA_SET_ELEM_LIST_TABLE, f.table)
 		m.text(unix.NFTA_SET_ELEM_LIST_SET, set.String())
 		at := m.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 		m.b = append(m.b, piece...)
@@ -134,7 +134,7 @@ func (l *elementList) change(m *messages, kind uint16, f *family, set setID) {
 func (s *socket) listElements(f *family, set setID, each func(*element)) error {
 	var e element
 	return s.list(unix.NFT_MSG_GETSETELEM, f.proto, func(m *messages) {
-		m.text(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+		m.text(unix.NFTA_SET_ELEM_LIST_TABLE, f.table)
 		m.text(unix.NFTA_SET_ELEM_LIST_SET, set.String())
 	}, func(attrs []byte) {
 		for _, list := range attributes(attribute(attrs, unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {

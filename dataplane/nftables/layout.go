@@ -17,11 +17,14 @@ const (
 	// drainTable holds the hooks of a Dataplane that another one replaces, as
 	// long as flows need them: see Empty.
 	drainTable = "fairlead-drain"
+	// checkTable is there for a moment while Check looks what the kernel takes.
+	checkTable = "fairlead-check"
 )
 
 // family is one of the two: a table of its own, so that keys have one size and
 // no rule asks for the family.
 type family struct {
+	table        string // tableName, but for drainTable and for checks
 	proto        uint8  // NFPROTO_
 	index        int    // in families
 	addressBytes int    // of an address, and in a register
@@ -32,8 +35,8 @@ type family struct {
 }
 
 var families = [2]*family{
-	{proto: unix.NFPROTO_IPV4, index: 0, addressBytes: 4, addressType: typeIPv4, offsetSource: 12, offsetTarget: 16, unreachable: 3},
-	{proto: unix.NFPROTO_IPV6, index: 1, addressBytes: 16, addressType: typeIPv6, offsetSource: 8, offsetTarget: 24, unreachable: 4},
+	{table: tableName, proto: unix.NFPROTO_IPV4, index: 0, addressBytes: 4, addressType: typeIPv4, offsetSource: 12, offsetTarget: 16, unreachable: 3},
+	{table: tableName, proto: unix.NFPROTO_IPV6, index: 1, addressBytes: 16, addressType: typeIPv6, offsetSource: 8, offsetTarget: 24, unreachable: 4},
 }
 
 func familyOf(a netip.Addr) *family {
@@ -41,6 +44,13 @@ func familyOf(a netip.Addr) *family {
 		return families[0]
 	}
 	return families[1]
+}
+
+// in is the family with another table.
+func (f *family) in(table string) *family {
+	g := *f
+	g.table = table
+	return &g
 }
 
 func (f *family) String() string {

@@ -47,7 +47,7 @@ func (d *Dataplane) guardLoopback(sh *shadow) error {
 	s := d.guarding
 	if s == nil {
 		var err error
-		if s, err = readGuard(d.kernel); err != nil {
+		if s, err = readGuard(d.kernel, tableName); err != nil {
 			return err
 		}
 	}
@@ -94,11 +94,11 @@ func (d *Dataplane) dropGuard(s *guardState) error {
 // off without it.
 type guardState struct{ there, ours bool }
 
-func readGuard(k *socket) (*guardState, error) {
+func readGuard(k *socket, table string) (*guardState, error) {
 	s := &guardState{}
 	for _, ours := range []bool{true, false} {
 		c := guard(ours)
-		have, err := k.readStructure(families[0], tableName)
+		have, err := k.readStructure(families[0], table)
 		if err != nil || have == nil {
 			return s, err
 		}

@@ -17,14 +17,14 @@ import (
 // counters and chains, all of it empty.
 func (f *family) addTable(m *messages, o Options, n dataplane.Node) error {
 	m.begin(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, f.proto)
-	m.text(unix.NFTA_TABLE_NAME, tableName)
+	m.text(unix.NFTA_TABLE_NAME, f.table)
 	m.end()
 	for id, l := range f.layout(o.AffinityMax) {
 		l.add(m, f, setID(id))
 	}
 	for _, name := range dropReasons {
 		m.begin(unix.NFT_MSG_NEWOBJ, unix.NLM_F_CREATE, f.proto)
-		m.text(unix.NFTA_OBJ_TABLE, tableName)
+		m.text(unix.NFTA_OBJ_TABLE, f.table)
 		m.text(unix.NFTA_OBJ_NAME, name)
 		m.u32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
 		m.unnest(m.nest(unix.NFTA_OBJ_DATA))
@@ -32,10 +32,10 @@ func (f *family) addTable(m *messages, o Options, n dataplane.Node) error {
 	}
 	chains := f.chains(n)
 	for i := range chains {
-		chains[i].add(m, f, tableName)
+		chains[i].add(m, f)
 	}
 	for i := range chains {
-		if err := chains[i].fill(m, f, tableName); err != nil {
+		if err := chains[i].fill(m, f); err != nil {
 			return err
 		}
 	}
@@ -62,7 +62,7 @@ func (l *setLayout) mapFlags() uint32 {
 
 func (l *setLayout) add(m *messages, f *family, id setID) {
 	m.begin(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, f.proto)
-	m.text(unix.NFTA_SET_TABLE, tableName)
+	m.text(unix.NFTA_SET_TABLE, f.table)
 	m.text(unix.NFTA_SET_NAME, id.String())
 	m.u32(unix.NFTA_SET_FLAGS, l.mapFlags())
 	m.u32(unix.NFTA_SET_KEY_TYPE, typeOf(l.key))
@@ -252,9 +252,9 @@ func (t *structure) holds(f *family, c *chain) (bool, error) {
 // put appends the messages that give a chain its rules, whether it is there or
 // not: in one transaction, so a packet passes the old rules or the new ones.
 func (c *chain) put(m *messages, f *family) error {
-	c.add(m, f, tableName)
+	c.add(m, f)
 	c.flush(m, f)
-	return c.fill(m, f, tableName)
+	return c.fill(m, f)
 }
 
 // sameChains reports whether the chains that depend on the node are the same.

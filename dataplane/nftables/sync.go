@@ -140,7 +140,7 @@ func (d *Dataplane) keepGuard(a *adoption) error {
 	if !a.replaces {
 		return d.guardLoopback(a.shadow)
 	}
-	s, err := readGuard(d.kernel)
+	s, err := readGuard(d.kernel, tableName)
 	if err != nil || !s.there {
 		return err
 	}
