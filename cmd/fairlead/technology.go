@@ -21,6 +21,8 @@ import (
 // the configuration.
 type technology struct {
 	name string
+	// conntrack: its flows are in the kernel's conntrack.
+	conntrack bool
 	// start makes the Dataplane. takesOver: another one is in force. alone is
 	// called when that is gone; nil where it makes no difference.
 	start func(ctx context.Context, c *config.Configuration, log *slog.Logger, takesOver bool) (started, error)
@@ -29,8 +31,9 @@ type technology struct {
 	check func(c *config.Configuration) []dataplane.CheckResult
 	// present: there is kernel state. draining: but another one replaces it.
 	present func(c *config.Configuration) (present, draining bool, err error)
-	// leave makes it the predecessor of another technology.
-	leave   func(c *config.Configuration, log *slog.Logger) handover.Predecessor
+	// leave makes it the predecessor of another technology, whose flows are or
+	// are not in the kernel's conntrack.
+	leave   func(c *config.Configuration, log *slog.Logger, conntrack bool) handover.Predecessor
 	cleanup func(c *config.Configuration) (removed []string, err error)
 }
 
@@ -43,7 +46,7 @@ type started struct {
 
 // technologies are in the order in which auto tries them. IPVS comes last: its
 // day is over in Kubernetes (KEP-5495), so it is chosen by name only.
-var technologies = []technology{ebpfTechnology}
+var technologies = []technology{ebpfTechnology, nftablesTechnology, iptablesTechnology, ipvsTechnology}
 
 // autoTechnologies are those that auto may choose.
 var autoTechnologies = []string{"ebpf", "nftables", "iptables"}
@@ -94,7 +97,7 @@ func newDataplane(ctx context.Context, t technology, c *config.Configuration, lo
 			return nil, nil, fmt.Errorf("look for what dataplane %s left: %w", other.name, err)
 		}
 		if present {
-			old = append(old, other.leave(c, log))
+			old = append(old, other.leave(c, log, t.conntrack))
 		}
 	}
 	s, err := t.start(ctx, c, log, len(old) > 0)

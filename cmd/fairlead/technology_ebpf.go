@@ -33,7 +33,7 @@ var ebpfTechnology = technology{
 		draining, err = ebpf.IsDraining(ebpfOptions(c, nil))
 		return true, draining, err
 	},
-	leave: func(c *config.Configuration, log *slog.Logger) handover.Predecessor {
+	leave: func(c *config.Configuration, log *slog.Logger, _ bool) handover.Predecessor {
 		return ebpf.NewDraining(ebpfOptions(c, log))
 	},
 	cleanup: func(c *config.Configuration) ([]string, error) { return ebpf.Cleanup(ebpfOptions(c, nil)) },

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -107,13 +108,18 @@ func (r *Draining) Begin(ctx context.Context, t *dataplane.Table) (err error) {
 // Apply follows a Change: flows and sockets of removed Backends end.
 func (r *Draining) Apply(ctx context.Context, c dataplane.Change) error { return r.d.Apply(ctx, c) }
 
+// datagramIdle is how long the flow of a protocol without an end may be silent
+// before a replaced dataplane lets it go: its next datagram asks the successor.
+const datagramIdle = 30 * time.Second
+
 // Carries reports whether there are flows of the packet path that are neither
-// over nor idle for longer than their timeout.
+// over nor idle: TCP for longer than its timeout, UDP for 30 s.
 func (r *Draining) Carries() (bool, error) {
 	carries, d := false, r.d
-	now := monotonicSeconds()
+	now, timeouts := monotonicSeconds(), r.d.options.Timeouts
+	timeouts.UDP, timeouts.UDPStream = min(timeouts.UDP, datagramIdle), min(timeouts.UDPStream, datagramIdle)
 	err := eachEntry(d.maps["conntrack"], func(k bpf.FairleadTuple, e *bpf.FairleadConntrackEntry) {
-		over := e.Flags&(conntrackClosing|conntrackPeerClosing) != 0 || d.options.Timeouts.expired(&k, e, now)
+		over := e.Flags&(conntrackClosing|conntrackPeerClosing) != 0 || timeouts.expired(&k, e, now)
 		alive := int(e.Backend) < len(d.states) && d.states[e.Backend].Generation == e.Generation
 		carries = carries || alive && !over
 	})

@@ -73,6 +73,10 @@ func (n *Netfilter) Apply(_ context.Context, c dataplane.Change) error {
 	return err
 }
 
+// datagramIdleSeconds is how long a UDP flow may be silent before it is let go:
+// its next datagram asks the successor.
+const datagramIdleSeconds = 30
+
 // Carries implements Predecessor: flows to Frontends that are not over. Those
 // of Frontends that went meanwhile count too.
 func (n *Netfilter) Carries() (bool, error) {
@@ -87,7 +91,7 @@ func (n *Netfilter) Carries() (bool, error) {
 		return false, err
 	}
 	for _, r := range rows {
-		if r.State == "established" {
+		if r.State == "established" && (r.Protocol != "UDP" || r.IdleSeconds <= datagramIdleSeconds) {
 			return true, nil
 		}
 	}

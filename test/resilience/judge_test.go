@@ -77,7 +77,7 @@ func (k *killTown) wrong(l *load, r *record, h *killHistory, v *verdict) string 
 		legal = k.steadyBackends
 	}
 	if r.Failure != "" {
-		if k.wasMoved(l, r, len(legal) == len(k.healthy)) {
+		if k.udpMayEnd && wasEnded(r) && !s.Mode.isTCP() || k.wasMoved(l, r, len(legal) == len(k.healthy)) {
 			v.moved++
 			return ""
 		}

@@ -47,6 +47,7 @@ type killTown struct {
 	healthy          []netip.AddrPort // of both Services, at all times
 	random           *rand.Rand       // of the changes only
 	fickle           bool             // the Service that comes and goes is there
+	udpMayEnd        bool             // a dataplane that ends its UDP sockets is being replaced
 }
 
 func newKillTown(t *testing.T, random *rand.Rand) *killTown {
