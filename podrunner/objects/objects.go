@@ -53,9 +53,9 @@ type Store interface {
 	// dropped.
 	Release(uid types.UID)
 
-	// OnChange calls f, soon after a used object changed, came or went. f
-	// must not block, and must not call the Store. The returned function ends
-	// the calls.
+	// OnChange calls f, soon after an object that a used Pod's volume shows
+	// changed, came or went. f must not block, and must not call the Store.
+	// The returned function ends the calls.
 	OnChange(f func(Key)) (stop func())
 }
 

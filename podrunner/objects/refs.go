@@ -8,9 +8,11 @@ import (
 )
 
 // Refs returns the ConfigMaps and Secrets that a Pod refers to: in its
-// environment, its volumes and its image pull secrets.
-func Refs(pod *corev1.Pod) map[Key]struct{} {
-	r := refs{namespace: pod.Namespace, keys: map[Key]struct{}{}}
+// environment, its volumes and its image pull secrets. True are those that a
+// volume shows, which must be current at all times; the others are needed when
+// a container starts.
+func Refs(pod *corev1.Pod) map[Key]bool {
+	r := refs{namespace: pod.Namespace, keys: map[Key]bool{}}
 	for _, s := range pod.Spec.ImagePullSecrets {
 		r.add(KindSecret, s.Name)
 	}
@@ -23,6 +25,7 @@ func Refs(pod *corev1.Pod) map[Key]struct{} {
 	for i := range pod.Spec.EphemeralContainers {
 		r.env(pod.Spec.EphemeralContainers[i].EnvFrom, pod.Spec.EphemeralContainers[i].Env)
 	}
+	r.shown = true
 	for i := range pod.Spec.Volumes {
 		r.volume(&pod.Spec.Volumes[i])
 	}
@@ -31,12 +34,14 @@ func Refs(pod *corev1.Pod) map[Key]struct{} {
 
 type refs struct {
 	namespace string
-	keys      map[Key]struct{}
+	shown     bool // what is added from here on is shown by a volume
+	keys      map[Key]bool
 }
 
 func (r *refs) add(kind Kind, name string) {
+	k := Key{kind, types.NamespacedName{Namespace: r.namespace, Name: name}}
 	if name != "" {
-		r.keys[Key{kind, types.NamespacedName{Namespace: r.namespace, Name: name}}] = struct{}{}
+		r.keys[k] = r.keys[k] || r.shown
 	}
 }
 

@@ -103,15 +103,16 @@ func TestRefsAreAllThatAPodNames(t *testing.T) {
 		{VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "vol-s"}}},
 		{VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
 			{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: local("proj-m")}},
+			{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: local("m")}}, // and in the environment
 			{Secret: &corev1.SecretProjection{LocalObjectReference: local("proj-s")}},
 		}}}},
 	}
-	want := map[Key]struct{}{}
+	want := map[Key]bool{}
 	for _, n := range []string{"init-m", "init-m-from", "m", "m-from", "eph-m", "eph-m-from", "vol-m", "proj-m"} {
-		want[key(KindConfigMap, n)] = struct{}{}
+		want[key(KindConfigMap, n)] = n == "vol-m" || n == "proj-m" || n == "m"
 	}
 	for _, n := range []string{"pull", "init-s", "init-s-from", "s", "s-from", "eph-s", "eph-s-from", "vol-s", "proj-s"} {
-		want[key(KindSecret, n)] = struct{}{}
+		want[key(KindSecret, n)] = n == "vol-s" || n == "proj-s"
 	}
 	if d := cmp.Diff(want, Refs(pod)); d != "" {
 		t.Errorf("references (-want +got):\n%s", d)
