@@ -6,10 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 )
 
@@ -100,63 +97,6 @@ func TestValidateNamesTheField(t *testing.T) {
 	}
 	if errs := Validate(testPod(fullContainer)); len(errs) != 0 {
 		t.Errorf("a valid Pod: %v", errs)
-	}
-}
-
-func TestDefaultFillsInWhatTheAPIServerWould(t *testing.T) {
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: corev1.PodSpec{
-		HostNetwork:              true,
-		DeprecatedServiceAccount: "sa",
-		Volumes: []corev1.Volume{{Name: "e"},
-			{Name: "h", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/"}}},
-			{Name: "p", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
-				{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token"}}}}}}},
-		Containers: []corev1.Container{{
-			Name: "c", Image: "host:5000/img", Ports: []corev1.ContainerPort{{ContainerPort: 80}},
-			Resources:     corev1.ResourceRequirements{Limits: list("cpu", "1")},
-			LivenessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(80)}}},
-			StartupProbe:  &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 1}}, PeriodSeconds: 3},
-			Lifecycle:     &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/x"}}},
-			Env:           []corev1.EnvVar{{Name: "A", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}}},
-		}},
-	}}
-	want := pod.DeepCopy()
-	want.Namespace = "default"
-	s := &want.Spec
-	s.ServiceAccountName, s.DNSPolicy, s.RestartPolicy, s.SchedulerName = "sa", "ClusterFirst", "Always", "default-scheduler"
-	s.EnableServiceLinks, s.TerminationGracePeriodSeconds, s.SecurityContext = ptr.To(true), ptr.To[int64](30), &corev1.PodSecurityContext{}
-	s.Volumes[0].EmptyDir = &corev1.EmptyDirVolumeSource{}
-	s.Volumes[1].HostPath.Type = ptr.To(corev1.HostPathUnset)
-	s.Volumes[2].Projected.DefaultMode = ptr.To[int32](0o644)
-	s.Volumes[2].Projected.Sources[0].ServiceAccountToken.ExpirationSeconds = ptr.To[int64](3600)
-	c := &s.Containers[0]
-	c.ImagePullPolicy, c.TerminationMessagePath, c.TerminationMessagePolicy = "Always", "/dev/termination-log", "File"
-	c.Ports[0] = corev1.ContainerPort{ContainerPort: 80, HostPort: 80, Protocol: "TCP"}
-	c.Resources.Requests = list("cpu", "1")
-	*c.LivenessProbe = corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(80), Path: "/", Scheme: "HTTP"}},
-		TimeoutSeconds: 1, PeriodSeconds: 10, SuccessThreshold: 1, FailureThreshold: 3}
-	*c.StartupProbe = corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 1, Service: ptr.To("")}},
-		TimeoutSeconds: 1, PeriodSeconds: 3, SuccessThreshold: 1, FailureThreshold: 3}
-	c.Lifecycle.PreStop.HTTPGet.Scheme = "HTTP"
-	c.Env[0].ValueFrom.FieldRef.APIVersion = "v1"
-	Default(pod)
-	if d := cmp.Diff(want, pod); d != "" {
-		t.Errorf("(-want +got):\n%s", d)
-	}
-	again := pod.DeepCopy()
-	if Default(again); !cmp.Equal(pod, again) {
-		t.Errorf("a second time changes:\n%s", cmp.Diff(pod, again))
-	}
-}
-
-func TestPullPolicyDependsOnTheTag(t *testing.T) {
-	for image, want := range map[string]corev1.PullPolicy{
-		"a": "Always", "a:latest": "Always", "a:1": "IfNotPresent", "h:5000/a": "Always", "h:5000/a:1": "IfNotPresent",
-		"a@sha256:abcd": "IfNotPresent", "h/a:latest@sha256:abcd": "IfNotPresent",
-	} {
-		if got := pullPolicy(image); got != want {
-			t.Errorf("%s: %s, want %s", image, got, want)
-		}
 	}
 }
 
