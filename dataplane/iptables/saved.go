@@ -102,6 +102,9 @@ func (t *savedTable) packetsOf(chain string) (sum uint64) {
 	return sum
 }
 
+// unescaped leaves the quotes that begin and end a comment.
+var unescaped = strings.NewReplacer(`\\`, "", `\"`, "")
+
 // option is the word after an option of a rule: option(rule, "-j") is where it
 // leads. Comments are not looked into.
 func option(rule, name string) string {
@@ -111,7 +114,7 @@ func option(rule, name string) string {
 		if !inComment && w == name && i+1 < len(words) {
 			return words[i+1]
 		}
-		if strings.Count(w, `"`)%2 == 1 {
+		if strings.Count(unescaped.Replace(w), `"`)%2 == 1 {
 			inComment = !inComment
 		}
 	}

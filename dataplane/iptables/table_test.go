@@ -247,7 +247,7 @@ func TestCleanupLeavesForeignRulesAndNothingElse(t *testing.T) {
 			l.run(one, "-t", "nat", "-N", "FOREIGN")
 			l.run(one, "-t", "nat", "-A", "FOREIGN", "-p", "tcp", "--dport", "1", "-j", "DNAT", "--to-destination", "10.9.9.9:9")
 			l.run(one, "-t", "nat", "-A", "PREROUTING", "-j", "FOREIGN")
-			l.run(one, "-A", "INPUT", "-m", "comment", "--comment", "not FAIRLEAD-SERVICES", "-j", "ACCEPT")
+			l.run(one, "-A", "INPUT", "-m", "comment", "--comment", `not " -j FAIRLEAD-SERVICES`, "-j", "ACCEPT")
 			for _, f := range []bool{false, true} { // the tables that we would make
 				for _, table := range tableNames {
 					l.run(command(l.options.Flavour, f, ""), "-t", table, "-P", "OUTPUT", "ACCEPT")

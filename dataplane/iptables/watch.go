@@ -69,7 +69,7 @@ func (w *watch) end(commits int) {
 func (w *watch) run(ctx context.Context) {
 	for w.eye.wait(ctx) == nil && ctx.Err() == nil {
 		w.mu.Lock()
-		foreign := w.eye.look()
+		foreign := ctx.Err() == nil && w.eye.look()
 		w.mu.Unlock()
 		if foreign {
 			w.signal()
@@ -77,4 +77,9 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
-func (w *watch) close() error { return w.eye.close() }
+// close ends a run whose ctx ended.
+func (w *watch) close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.eye.close()
+}
