@@ -281,6 +281,9 @@ func (n *Node) announce(old, now *corev1.Node) {
 	}
 	for _, c := range now.Status.Conditions {
 		was := condition(old.Status.Conditions, c.Type)
+		if was == nil && c.Type == corev1.NodeReady {
+			continue // of a Node that is new
+		}
 		if reason := conditionEvent(c); reason != "" && (was == nil || was.Status != c.Status) {
 			n.event(corev1.EventTypeNormal, reason, fmt.Sprintf("Node %s status is now: %s", n.o.Name, reason))
 		}

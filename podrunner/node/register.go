@@ -45,6 +45,7 @@ func (n *Node) registerOnce(ctx context.Context) error {
 	created, err := nodes.Create(ctx, n.initial(ctx), metav1.CreateOptions{})
 	if err == nil {
 		n.o.Logger.Info("registered the node", "node", n.o.Name)
+		n.announce(&corev1.Node{}, created)
 		n.keep(created)
 		return nil
 	}
