@@ -47,13 +47,6 @@ func parsePick(name string) (p pick, ok bool) {
 	return pick{}, false
 }
 
-func (p pick) actions() setID {
-	if p.scope == dataplane.External {
-		return setActionsExternal
-	}
-	return setActions
-}
-
 // chain makes the rules. Where none of them finds a Backend the packet returns
 // to where it was asked for an action, see chains.go.
 func (p pick) chain(f *family) chain {
