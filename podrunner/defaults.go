@@ -191,9 +191,9 @@ func defaultItems(items []corev1.DownwardAPIVolumeFile) {
 
 // uidOf makes a UID for a Pod that has none, one from a file: the same as long
 // as the Pod is, another when an edit makes it another one. What may change in
-// place, as resources, is not in it.
+// place, as resources within a QoS class, is not in it.
 func uidOf(node string, p *corev1.Pod) types.UID {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%x", node, p.Namespace, p.Name, podspec.PodHash(p)))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%x\x00%s", node, p.Namespace, p.Name, podspec.PodHash(p), podspec.QOS(p)))
 	sum[6] = sum[6]&0x0f | 0x80 // version 8: RFC 9562, made by a rule of one's own
 	sum[8] = sum[8]&0x3f | 0x80
 	h := hex.EncodeToString(sum[:16])

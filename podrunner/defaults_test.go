@@ -56,7 +56,7 @@ spec:
 }
 
 func TestTheUIDOfAPodFromAFileChangesWithWhatItIs(t *testing.T) {
-	p := parsePod(t, `{metadata: {name: p}, spec: {containers: [{name: c, image: "x:1"}]}}`)
+	p := parsePod(t, `{metadata: {name: p}, spec: {containers: [{name: c, image: "x:1", resources: {limits: {cpu: 2}}}]}}`)
 	uid := uidOf("node", p)
 	if !regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`).MatchString(string(uid)) {
 		t.Errorf("%q is not a UUID of version 8", uid)
@@ -65,6 +65,11 @@ func TestTheUIDOfAPodFromAFileChangesWithWhatItIs(t *testing.T) {
 	resized.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}
 	if uidOf("node", resized) != uid {
 		t.Error("a resize makes it another Pod")
+	}
+	other := p.DeepCopy()
+	other.Spec.Containers[0].Resources.Limits = nil
+	if uidOf("node", other) == uid {
+		t.Error("another QoS class leaves it the same Pod")
 	}
 	edited := p.DeepCopy()
 	edited.Spec.Containers[0].Args = []string{"x"}

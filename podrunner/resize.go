@@ -31,8 +31,11 @@ func (w *worker) grant() {
 	}
 	w.r.admitMu.Lock()
 	defer w.r.admitMu.Unlock()
-	others := w.r.others(w.uid)
-	why := w.r.o.Admit(w.wanted, others)
+	why := w.r.o.Admit(w.wanted, w.r.others(w.uid))
+	fixed := podspec.QOS(old) != podspec.QOS(w.wanted) // the cgroup is in the class's
+	if fixed {
+		why = &podspec.Refused{Message: "Pod QOS Class may not change as a result of resizing"}
+	}
 	if why == nil {
 		w.pod = w.wanted
 		w.admitted.Store(w.pod)
@@ -42,7 +45,7 @@ func (w *worker) grant() {
 		return
 	}
 	reason, event := corev1.PodReasonDeferred, "ResizeDeferred"
-	if w.r.o.Admit(w.wanted, nil) != nil {
+	if fixed || w.r.o.Admit(w.wanted, nil) != nil {
 		reason, event = corev1.PodReasonInfeasible, "ResizeInfeasible"
 	}
 	w.pod = withResources(w.wanted, old)

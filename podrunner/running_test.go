@@ -102,7 +102,7 @@ spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: IMAGE, ar
 		p.Generation++
 		limits := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory)}
 		p.Spec.Containers[c].Resources.Limits = limits
-		p.Spec.Containers[c].Resources.Requests = limits
+		p.Spec.Containers[c].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("50m"), corev1.ResourceMemory: limits[corev1.ResourceMemory]}
 		g.want(p)
 	}
 	allocated := func(c int, memory string) func(s *corev1.PodStatus) bool {
@@ -139,6 +139,18 @@ spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: IMAGE, ar
 		t.Errorf("reason %s, allocated %v", r, s.ContainerStatuses[0].AllocatedResources)
 	}
 
+	old := p
+	p = p.DeepCopy()
+	for i := range p.Spec.Containers {
+		p.Spec.Containers[i].Resources.Requests = p.Spec.Containers[i].Resources.Limits
+	}
+	p.Spec.Containers[0].Resources = p.Spec.Containers[1].Resources
+	g.want(p)
+	g.await(key, "infeasible, since its QoS class would change", func(s *corev1.PodStatus) bool {
+		return reasonOf(s, corev1.PodResizePending) == corev1.PodReasonInfeasible && messageOf(s, corev1.PodResizePending) == "Pod QOS Class may not change as a result of resizing"
+	})
+	g.want(old)
+
 	refused := g.pod(`
 metadata: {name: big}
 spec: {containers: [{name: c, image: IMAGE, args: [sleep], resources: {requests: {memory: 64Mi}}}]}`)
@@ -152,6 +164,15 @@ func reasonOf(s *corev1.PodStatus, t corev1.PodConditionType) string {
 	for _, c := range s.Conditions {
 		if c.Type == t {
 			return c.Reason
+		}
+	}
+	return ""
+}
+
+func messageOf(s *corev1.PodStatus, t corev1.PodConditionType) string {
+	for _, c := range s.Conditions {
+		if c.Type == t {
+			return c.Message
 		}
 	}
 	return ""
