@@ -299,6 +299,6 @@ func (d *Dataplane) Close() error {
 	if d.kernel != nil {
 		errs = append(errs, d.kernel.close())
 	}
-	d.reader, d.watch, d.uplinks, d.conntrack, d.kernel = nil, nil, nil, nil, nil
+	d.reader, d.uplinks, d.conntrack, d.kernel = nil, nil, nil, nil
 	return errors.Join(errs...)
 }

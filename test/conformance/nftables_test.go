@@ -15,6 +15,9 @@ func TestNFTablesTreatsPacketsAsKubernetesDocuments(t *testing.T) {
 	conformance.Run(t, conformance.Target{
 		Name: "nftables",
 		New: func(n *conformance.Node) (dataplane.Dataplane, error) {
+			if err := unlimitICMP(); err != nil {
+				return nil, err
+			}
 			return nftables.New(context.Background(), nftables.Options{Devices: n.Devices})
 		},
 		Unsupported: map[string]string{
