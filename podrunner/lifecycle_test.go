@@ -49,7 +49,7 @@ func brief(s *corev1.ContainerStatus) string {
 
 func briefAll(s *corev1.PodStatus) string {
 	var all []string
-	for _, cs := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+	for _, cs := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range cs {
 			all = append(all, cs[i].Name+": "+brief(&cs[i]))
 		}
@@ -163,6 +163,10 @@ containers: [{name: c, image: IMAGE, args: [sleep]}]`,
 restartPolicy: Never
 containers: [{name: c, image: IMAGE, args: [sleep], lifecycle: {postStart: {exec: {command: [/guest, exit, "1"]}}}}]`,
 		phase: corev1.PodFailed, containers: "c: terminated(Error,143)", events: []string{"FailedPostStartHook PostStartHook failed"}},
+	{name: "an ephemeral container runs once", spec: `
+containers: [{name: c, image: IMAGE, args: [sleep]}]
+ephemeralContainers: [{name: e, image: IMAGE, args: [exit, "1"], targetContainerName: c}]`,
+		phase: corev1.PodRunning, containers: "c: running; e: terminated(Error,1)"},
 	{name: "on the host's network", spec: `
 hostNetwork: true
 containers: [{name: c, image: IMAGE, args: [sleep]}]`,

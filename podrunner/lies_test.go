@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package podrunner
+
+import (
+	"context"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestWhatTheRuntimeLosesIsMadeAgain(t *testing.T) {
+	g := newRig(t)
+	conn, err := g.rt.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	client := runtimeapi.NewRuntimeServiceClient(conn)
+	key := g.pod(`
+metadata: {name: p}
+spec:
+  terminationGracePeriodSeconds: 2
+  initContainers: [{name: i, image: IMAGE, args: [exit, "0"]}]
+  containers: [{name: c, image: IMAGE, args: [sleep]}]`)
+	never := g.pod(`
+metadata: {name: never}
+spec: {restartPolicy: Never, terminationGracePeriodSeconds: 2, containers: [{name: c, image: IMAGE, args: [sleep]}]}`)
+	g.await(key, "ready", ready)
+	g.await(never, "ready", ready)
+
+	sandbox := func() string {
+		id, err := g.r.SandboxID(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	gone := func(old string) func(*corev1.PodStatus) bool {
+		return func(s *corev1.PodStatus) bool {
+			id, err := g.r.SandboxID(key)
+			return err == nil && id != old && ready(s)
+		}
+	}
+	first := sandbox()
+	if _, err := client.RemovePodSandbox(context.Background(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: first}); err != nil {
+		t.Fatal(err)
+	}
+	s := g.await(key, "it runs again after its sandbox was removed, with all in it", gone(first))
+	if n := s.ContainerStatuses[0].RestartCount; n != 1 {
+		t.Errorf("%d restarts, want 1", n)
+	}
+	second := sandbox()
+	if _, err := client.StopPodSandbox(context.Background(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: second}); err != nil {
+		t.Fatal(err)
+	}
+	s = g.await(key, "it runs again after its sandbox was stopped", gone(second))
+	if n := s.ContainerStatuses[0].RestartCount; n != 2 {
+		t.Errorf("%d restarts, want 2", n)
+	}
+	id, _, err := g.r.Container(key, "", "c", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.RemoveContainer(context.Background(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	g.await(key, "it runs again after its container was removed", func(s *corev1.PodStatus) bool {
+		now, _, err := g.r.Container(key, "", "c", false)
+		return err == nil && now != id && ready(s)
+	})
+
+	other, err := g.r.SandboxID(never)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.StopPodSandbox(context.Background(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: other}); err != nil {
+		t.Fatal(err)
+	}
+	g.await(never, "what is never restarted has failed", func(s *corev1.PodStatus) bool { return s.Phase == corev1.PodFailed })
+}
