@@ -71,11 +71,18 @@ func connect(to netip.AddrPort) (string, error) {
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 900000})
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 900000})
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
+	err = unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
+	if err == unix.EINTR { // Go's scheduler; the connection goes on being made
+		err = nil
+	}
+	if err != nil {
 		return "", err
 	}
 	b := make([]byte, 64)
 	n, err := unix.Read(fd, b)
+	for deadline := time.Now().Add(time.Second); (err == unix.EINTR || err == unix.ENOTCONN) && time.Now().Before(deadline); {
+		n, err = unix.Read(fd, b)
+	}
 	return string(b[:max(n, 0)]), err
 }
 
