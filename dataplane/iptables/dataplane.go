@@ -112,7 +112,9 @@ func (d *Dataplane) Sync(ctx context.Context, t *dataplane.Table) (int, error) {
 		return 0, err
 	}
 	first := !d.synced
+	d.watch.begin()
 	changed, failed, err := d.sync(ctx, t)
+	d.watch.end(d.commits())
 	if err != nil {
 		d.broken = true
 		return changed, err
@@ -132,8 +134,6 @@ func (d *Dataplane) sync(ctx context.Context, t *dataplane.Table) (changed int, 
 	failed = map[dataplane.ServiceName]error{}
 	touched := frontendSet{}
 	structure := 0
-	d.watch.begin()
-	defer func() { d.watch.end(d.commits()) }()
 	for _, f := range d.families {
 		n, err := f.sync(ctx, t, failed, touched)
 		if err != nil {
@@ -168,17 +168,9 @@ func (d *Dataplane) Apply(ctx context.Context, c dataplane.Change) error {
 	if !d.synced {
 		return errors.New("iptables: Apply before Sync")
 	}
-	if err := d.repair(ctx); err != nil {
-		return err
-	}
-	if c.Node != nil {
-		d.node = *c.Node
-		d.setUplinks(d.node)
-	}
-	old := d.before(c)
 	failed := map[dataplane.ServiceName]error{}
 	d.watch.begin()
-	err := d.apply(ctx, c, failed)
+	old, err := d.repairAndApply(ctx, c, failed)
 	d.watch.end(d.commits())
 	if err != nil {
 		return err
@@ -193,6 +185,19 @@ func (d *Dataplane) Apply(ctx context.Context, c dataplane.Change) error {
 		return err
 	}
 	return applyError(failed)
+}
+
+// repairAndApply gives the Services of the Change as they were.
+func (d *Dataplane) repairAndApply(ctx context.Context, c dataplane.Change, failed map[dataplane.ServiceName]error) (old map[dataplane.ServiceName]*dataplane.Service, err error) {
+	if err := d.repair(ctx); err != nil {
+		return nil, err
+	}
+	if c.Node != nil {
+		d.node = *c.Node
+		d.setUplinks(d.node)
+	}
+	old = d.before(c)
+	return old, d.apply(ctx, c, failed)
 }
 
 // apply applies a change, and where it is refused its halves: one Service whose

@@ -38,8 +38,12 @@ var tableNames = []string{"raw", "nat", "filter"}
 func newFamily(t *tool, o Options) *family {
 	f := &family{tool: t, lockWait: o.LockWait, tables: map[string]*table{}}
 	f.v6, f.base.mark, f.masquerade = t.v6, o.mark(), t.masquerade()
+	chunk := 0
+	if t.flavour == NFT { // legacy replaces the whole table at each transaction
+		chunk = nftChunk
+	}
 	for _, name := range tableNames {
-		f.tables[name] = newTable(name)
+		f.tables[name] = newTable(name, chunk)
 	}
 	f.reset()
 	return f

@@ -28,7 +28,7 @@ func TestATreeDependsOnItsKeysAndNotOnTheirOrder(t *testing.T) {
 		ports := rapid.SliceOfNDistinct(rapid.Uint16(), 1, 300, rapid.ID).Draw(rt, "ports")
 		keep := rapid.IntRange(0, len(ports)).Draw(rt, "keep")
 		newPorts := func() *tree[uint16] { return newTree("FAIRLEAD-X", 4, portDigit, cmp.Compare[uint16]) }
-		a, b, outA, outB := newPorts(), newPorts(), newTable("nat"), newTable("nat")
+		a, b, outA, outB := newPorts(), newPorts(), newTable("nat", 0), newTable("nat", 0)
 		for i, p := range ports {
 			a.add(p)
 			if i%7 == 0 {
