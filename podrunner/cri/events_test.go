@@ -44,7 +44,11 @@ func (n newer) GetContainerEvents(_ *runtimeapi.GetEventsRequest, s runtimeapi.R
 	return errors.New("the stream breaks")
 }
 
-func openNewer(t *testing.T, n newer) *Client {
+// openServer is a Client of a runtime in this process.
+func openServer(t testing.TB, n interface {
+	runtimeapi.RuntimeServiceServer
+	runtimeapi.ImageServiceServer
+}) *Client {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
@@ -72,11 +76,11 @@ func TestEventsNameThePodThatChanged(t *testing.T) {
 	close(events)
 	var got []types.UID
 	established := false
-	err := openNewer(t, newer{events: events}).Events(t.Context(), func() { established = true }, func(uid types.UID) { got = append(got, uid) })
+	err := openServer(t, newer{events: events}).Events(t.Context(), func() { established = true }, func(uid types.UID) { got = append(got, uid) })
 	if err == nil || errors.Is(err, ErrNoEvents) || !established || len(got) != 3 || got[0] != "a" || got[1] != "b" || got[2] != "" {
 		t.Errorf("%v, established %v, error %v", got, established, err)
 	}
-	err = openNewer(t, newer{}).Events(t.Context(), func() {}, func(types.UID) {})
+	err = openServer(t, newer{}).Events(t.Context(), func() {}, func(types.UID) {})
 	if !errors.Is(err, ErrNoEvents) {
 		t.Errorf("a runtime without events: %v", err)
 	}
