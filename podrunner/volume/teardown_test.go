@@ -104,34 +104,54 @@ func TestTearDownRemovesNothingWhileAMountIsInUse(t *testing.T) {
 }
 
 // A mount that the mount table did not show in time: removal itself must stop.
-func TestRemovalCrossesNoMountAndFollowsNoLink(t *testing.T) {
+func TestRemovalCrossesNoMount(t *testing.T) {
+	for name, c := range map[string]struct {
+		from, at string
+	}{
+		"a directory":                  {".", "tree/m"},
+		"a directory deep down":        {".", "tree/deep/m"},
+		"a file":                       {"precious", "tree/file"},
+		"of the tree's own filesystem": {"../own", "tree/m"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			host := filepath.Join(b.root, "host")
+			for _, f := range []string{"host/precious", "own/precious", "tree/a/f"} {
+				write(t, filepath.Join(b.root, f), "data")
+			}
+			from, at := filepath.Join(host, c.from), filepath.Join(b.root, c.at)
+			info, err := os.Stat(from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(makeTarget(at, info.IsDir()), unix.Mount(from, at, "", unix.MS_BIND, "")); err != nil {
+				t.Fatal(err)
+			}
+			dir := filepath.Join(b.root, "tree")
+			if err := removeTree(t.Context(), dir); err == nil {
+				t.Error("removed with a mount in it")
+			}
+			for _, f := range []string{"host/precious", "own/precious"} {
+				if got := read(t, filepath.Join(b.root, f)); got != "data" {
+					t.Errorf("%s became %q", f, got)
+				}
+			}
+			if err := errors.Join(unix.Unmount(at, 0), removeTree(t.Context(), dir)); err != nil {
+				t.Errorf("after the mount was ended: %v", err)
+			}
+			if _, err := os.Lstat(dir); err == nil {
+				t.Error("the tree is still there")
+			}
+		})
+	}
+}
+
+func TestRemovalFollowsNoLink(t *testing.T) {
 	b := newBench(t)
-	host := t.TempDir()
+	host, dir := t.TempDir(), filepath.Join(b.root, "tree")
 	write(t, filepath.Join(host, "precious"), "data")
-	dir := filepath.Join(b.root, "tree")
-	write(t, filepath.Join(dir, "a/f"), "x")
-	for _, sub := range []string{"m", "deep/m"} {
-		if err := errors.Join(os.MkdirAll(filepath.Join(dir, sub), 0o755), unix.Mount(host, filepath.Join(dir, sub), "", unix.MS_BIND, "")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	file := filepath.Join(dir, "file")
-	write(t, file, "")
-	if err := unix.Mount(filepath.Join(host, "precious"), file, "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
-	for _, mount := range []string{"m", "deep/m", "file"} {
-		if err := removeTree(t.Context(), dir); err == nil {
-			t.Fatal("removed with a mount in it")
-		}
-		if got := read(t, filepath.Join(host, "precious")); got != "data" {
-			t.Fatalf("the data that is mounted became %q", got)
-		}
-		if err := unix.Unmount(filepath.Join(dir, mount), 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Symlink(host, filepath.Join(dir, "l"))); err != nil {
+	write(t, filepath.Join(dir, "f"), "data")
+	if err := os.Symlink(host, filepath.Join(dir, "l")); err != nil {
 		t.Fatal(err)
 	}
 	if err := removeTree(t.Context(), dir); err != nil {
@@ -139,9 +159,6 @@ func TestRemovalCrossesNoMountAndFollowsNoLink(t *testing.T) {
 	}
 	if got := read(t, filepath.Join(host, "precious")); got != "data" {
 		t.Errorf("the data that a link led to became %q", got)
-	}
-	if _, err := os.Lstat(dir); err == nil {
-		t.Error("the tree is still there")
 	}
 }
 
