@@ -222,7 +222,7 @@ func (d *Dataplane) addRoutes(steps []step) error {
 		}
 		for a := range s.after.vips {
 			if s.before == nil || !s.before.vips[a] {
-				if err := d.routes.add(a); err != nil {
+				if err := d.routes.add(a, false); err != nil {
 					return err
 				}
 			}
@@ -275,6 +275,7 @@ func (d *Dataplane) retire(steps []step) error {
 	if err := d.finishDrains(touched); err != nil {
 		return err
 	}
+	d.awaitExpiry()
 	return d.endStale(rules)
 }
 

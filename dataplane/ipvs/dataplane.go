@@ -43,6 +43,7 @@ type Dataplane struct {
 	vipUses     map[netip.Addr]int
 	timeoutUses map[uint32]int
 	drainFailed bool
+	expiring    bool // IPVS is to forget flows
 }
 
 var (

@@ -46,7 +46,7 @@ func (d *Dataplane) settle(mark uint32, s *server, wanted map[netip.AddrPort]int
 			continue
 		}
 		if isUDP(mark) && !keep[a] {
-			if err := d.drop(mark, s, a); err != nil {
+			if err := d.dropFlows(mark, s, a); err != nil {
 				return changed, err
 			}
 			changed = true
@@ -85,6 +85,30 @@ func (d *Dataplane) drop(mark uint32, s *server, a netip.AddrPort) error {
 	delete(s.weights, a)
 	delete(d.drains, drainKey{mark, a})
 	return nil
+}
+
+// expireNodest is when IPVS has forgotten the flows of a destination that was
+// deleted: it begins a tick later (expire_nodest_conn_work, since Linux 5.9). A
+// packet of the node itself that comes sooner meets the old flow twice, on its
+// way out and, not being for IPVS any more, on its way in, and is lost.
+const expireNodest = 20 * time.Millisecond
+
+// dropFlows is drop for a destination whose flows must not last.
+func (d *Dataplane) dropFlows(mark uint32, s *server, a netip.AddrPort) error {
+	busy, err := d.kernel.busy(mark, s.family)
+	if err != nil {
+		return err
+	}
+	d.expiring = d.expiring || busy[a]
+	return d.drop(mark, s, a)
+}
+
+// awaitExpiry waits for IPVS to forget what dropFlows dropped.
+func (d *Dataplane) awaitExpiry() {
+	if d.expiring {
+		time.Sleep(expireNodest)
+		d.expiring = false
+	}
 }
 
 // finishDrains deletes draining destinations without connections or beyond

@@ -92,8 +92,7 @@ func (r *routes) route(a netip.Addr) *netlink.Route {
 func (r *routes) list() (map[netip.Addr]bool, error) {
 	out := map[netip.Addr]bool{}
 	for _, f := range families {
-		list, err := r.handle.RouteListFiltered(int(f.protocol), &netlink.Route{LinkIndex: r.index, Table: localTable, Type: unix.RTN_LOCAL},
-			netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		list, err := r.ours(f)
 		if err != nil {
 			return nil, fmt.Errorf("list routes of device %s: %w", deviceName, err)
 		}
@@ -115,15 +114,36 @@ func (r *routes) list() (map[netip.Addr]bool, error) {
 	return out, nil
 }
 
-func (r *routes) add(a netip.Addr) error {
-	if err := r.handle.RouteReplace(r.route(a)); err != nil {
+// ours are the local routes of the device; asked for again while they change.
+func (r *routes) ours(f *family) (list []netlink.Route, err error) {
+	filter := &netlink.Route{LinkIndex: r.index, Table: localTable, Type: unix.RTN_LOCAL}
+	for range 8 {
+		list, err = r.handle.RouteListFiltered(int(f.protocol), filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return list, err
+}
+
+// add routes an address, in place of a route of ours that it may have. Others'
+// routes to the same address, such as that of an interface, stay.
+func (r *routes) add(a netip.Addr, replace bool) error {
+	if replace {
+		if err := r.remove(a); err != nil {
+			return err
+		}
+	}
+	if err := r.handle.RouteAppend(r.route(a)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("route %s to device %s: %w", a, deviceName, err)
 	}
 	return nil
 }
 
 func (r *routes) remove(a netip.Addr) error {
-	err := r.handle.RouteDel(r.route(a))
+	route := r.route(a)
+	route.Src = nil // whatever it is
+	err := r.handle.RouteDel(route)
 	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove route of %s: %w", a, err)
 	}

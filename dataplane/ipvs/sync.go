@@ -50,7 +50,10 @@ func (d *Dataplane) sync(t *dataplane.Table) (int, error) {
 		}
 		if err != nil {
 			failed[name] = err
-			continue
+			// What is in force stays, where it is known.
+			if st = old[name]; st == nil || st.own == nil {
+				continue
+			}
 		}
 		d.states[name] = st
 		d.use(st, 1)
@@ -69,6 +72,7 @@ func (d *Dataplane) sync(t *dataplane.Table) (int, error) {
 	if err := d.retireAll(done); err != nil {
 		return len(done), err
 	}
+	d.awaitExpiry()
 	var rules []netfilter.FlowRule
 	if first {
 		rules = netfilter.AllRules(t)
@@ -206,7 +210,7 @@ func (d *Dataplane) repair(holds elements, done repairs) error {
 	}
 	for a := range d.vipUses {
 		if right, ok := routed[a]; !ok || !right {
-			if err := d.routes.add(a); err != nil {
+			if err := d.routes.add(a, ok); err != nil {
 				return err
 			}
 			done[a] = true
