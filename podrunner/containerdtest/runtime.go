@@ -82,20 +82,30 @@ func start() (*Runtime, error) {
 		Dir: dir, Socket: filepath.Join(dir, "c.sock"), config: filepath.Join(dir, "config.toml"),
 		LogRoot: filepath.Join(dir, "log"), Root: filepath.Join(dir, "fairlead"), CgroupRoot: "/" + filepath.Base(dir),
 	}
-	if r.before, err = takeSnapshot(r.CgroupRoot); err != nil {
-		return nil, err
+	if err := r.begin(); err != nil {
+		if r.cmd != nil {
+			r.Kill()
+		}
+		return nil, errors.Join(append(removeAll(dir), err)...)
 	}
-	if err := r.writeConfig(); err != nil {
-		return nil, err
-	}
-	if err := r.Launch(); err != nil {
-		return nil, err
-	}
+	return r, nil
+}
+
+func (r *Runtime) begin() (err error) {
 	image, err := ImageTar(Image)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return r, r.Import(image)
+	if r.before, err = takeSnapshot(r.CgroupRoot); err != nil {
+		return err
+	}
+	if err := r.writeConfig(); err != nil {
+		return err
+	}
+	if err := r.Launch(); err != nil {
+		return err
+	}
+	return r.Import(image)
 }
 
 func (r *Runtime) writeConfig() error {
