@@ -40,12 +40,16 @@ static __always_inline void sock_set_address(struct bpf_sock_addr *ctx, bool ipv
 	ctx->user_port = port;
 }
 
-/* bpf_set_retval (5.18) turns the refusal into ECONNREFUSED; before it the
- * application sees EPERM, at once all the same. */
+/* bpf_set_retval (5.18) turns a refusal, which is EPERM, into ECONNREFUSED. */
+static __always_inline bool can_say_why(void)
+{
+	return bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval);
+}
+
 static __always_inline int sock_refuse(__u32 reason)
 {
 	count_drop(reason);
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval))
+	if (can_say_why())
 		bpf_set_retval(-ECONNREFUSED);
 	return SOCK_REFUSE;
 }
@@ -122,15 +126,18 @@ static __always_inline int sock_connect(struct bpf_sock_addr *ctx, bool ipv6)
 		return SOCK_PROCEED;
 	sock_address(ctx, ipv6, &to);
 	switch (sock_decide(ctx, ipv6, &to, &c, &service, &reason)) {
+	case CHOSEN:
+		break;
+	default:
+		if (can_say_why())
+			return sock_refuse(reason);
+		/* The packet path answers with RST or ICMP: ECONNREFUSED too. */
+		__attribute__((fallthrough));
 	case NOT_A_FRONTEND:
 		/* A UDP socket may be connected again: forget what it was. */
 		if (ctx->protocol == IPPROTO_UDP && ctx->sk)
 			bpf_sk_storage_delete(&socket_flows, ctx->sk);
 		return SOCK_PROCEED;
-	case CHOSEN:
-		break;
-	default:
-		return sock_refuse(reason);
 	}
 	flow = ctx->sk ? bpf_sk_storage_get(&socket_flows, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : 0;
 	if (flow) {

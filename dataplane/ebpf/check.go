@@ -28,8 +28,10 @@ func Check(o Options) []dataplane.CheckResult {
 		result("socket hooks", "BPF_PROG_TYPE_CGROUP_SOCK_ADDR", features.HaveProgramType(ebpf.CGroupSockAddr), "no load balancing at the socket", true),
 		result("tc programs", "BPF_PROG_TYPE_SCHED_CLS", features.HaveProgramType(ebpf.SchedCLS), "no packet path", true),
 		result("tcx", "kernel 6.6", haveTCX(), "the packet path is attached with clsact filters", false),
-		result("bpf_set_retval", "kernel 5.18", features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval), "a Service without Backends gives EPERM instead of ECONNREFUSED", false),
+		result("bpf_set_retval", "kernel 5.18", features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval), "connect() to a Service without Backends is refused by the packet path, sendto() fails with EPERM", false),
 		result("bpf_sock_destroy", "kernel 6.5", haveKfunc("bpf_sock_destroy"), "sockets connected to a removed Backend are not ended", false),
+		result("netns cookie", "kernel 5.14", haveNetnsCookie(), "no NodePorts on loopback addresses; a client whose sockets and packets are both balanced has an affinity for each", false),
+		result("path MTU", "kernel 5.12", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnCheckMtu), "a packet that does not fit its path is answered with the next smaller usual MTU", false),
 		result("coarse clock", "kernel 5.11", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs), "some nanoseconds per packet", false),
 		checkForwarding("net/ipv4/ip_forward"),
 		checkForwarding("net/ipv6/conf/all/forwarding"),
@@ -81,6 +83,11 @@ func haveKfunc(name string) error {
 	}
 	var f *btf.Func
 	return spec.TypeByName(name, &f)
+}
+
+func haveNetnsCookie() error {
+	_, err := netnsCookie()
+	return err
 }
 
 // haveTCX asks whether the kernel knows the link type: an enum in its BTF.

@@ -21,20 +21,25 @@ func Run(t *testing.T, target Target) {
 // RunCases is Run with a table of the caller's.
 func RunCases(t *testing.T, target Target, cases []Case) {
 	checkTable(t, target, cases)
+	mine, err := shareOfThisProcess()
+	if err != nil {
+		t.Fatal(err)
+	}
 	b := &bench{lab: newLab(t), target: target}
 	t.Cleanup(func() { b.close(t) })
 	if err := b.start(0); err != nil {
 		t.Fatal(err)
 	}
 	var sum summary
-	for _, c := range cases {
+	for i, c := range cases {
+		variants := mine.variants(i, c.variants())
 		if reason, ok := target.Unsupported[c.ID]; ok {
 			sum.skip(c, reason)
 			t.Run(c.ID, func(t *testing.T) { t.Skip(reason) })
 			continue
 		}
 		t.Run(c.ID, func(t *testing.T) {
-			for _, v := range c.variants() {
+			for _, v := range variants {
 				if reason, ok := target.unsupported(c, v); ok {
 					sum.skipVariant(c, v, reason)
 					t.Run(v.String(), func(t *testing.T) { t.Skip(reason) })
