@@ -20,7 +20,7 @@ import (
 
 // hookClient is for hooks by http: certificates are not checked, as of probes.
 var hookClient = &http.Client{Transport: &http.Transport{
-	TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true, //nolint:gosec // as documented
+	TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true,
 }}
 
 // runHook runs a lifecycle handler; output is what a command wrote.
@@ -32,13 +32,15 @@ func (w *worker) runHook(ctx context.Context, h *corev1.LifecycleHandler, spec *
 			err = fmt.Errorf("command '%s' exited with %d: %s", strings.Join(h.Exec.Command, " "), exit, output)
 		}
 		if err != nil {
-			return fmt.Errorf("Exec lifecycle hook (%v) for Container %q in Pod %q failed - error: %w, message: %q", //nolint:staticcheck // the kubelet's words
+			//lint:ignore ST1005 the kubelet's words
+			return fmt.Errorf("Exec lifecycle hook (%v) for Container %q in Pod %q failed - error: %w, message: %q",
 				h.Exec.Command, spec.Name, w.name(), err, output)
 		}
 		return nil
 	case h.HTTPGet != nil:
 		if err := getHook(ctx, h.HTTPGet, spec, host); err != nil {
-			return fmt.Errorf("HTTP lifecycle hook (%s) for Container %q in Pod %q failed - error: %w", h.HTTPGet.Path, spec.Name, w.name(), err) //nolint:staticcheck // the kubelet's words
+			//lint:ignore ST1005 the kubelet's words
+			return fmt.Errorf("HTTP lifecycle hook (%s) for Container %q in Pod %q failed - error: %w", h.HTTPGet.Path, spec.Name, w.name(), err)
 		}
 		return nil
 	case h.Sleep != nil:
@@ -49,7 +51,8 @@ func (w *worker) runHook(ctx context.Context, h *corev1.LifecycleHandler, spec *
 			return nil
 		}
 	}
-	return errors.New("Cannot run handler: invalid handler") //nolint:staticcheck // the kubelet's words
+	//lint:ignore ST1005 the kubelet's words
+	return errors.New("Cannot run handler: invalid handler")
 }
 
 // getHook asks; that there is an answer is enough. Where https is answered in

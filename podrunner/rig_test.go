@@ -109,12 +109,6 @@ func (g *rig) run() {
 	r.OnSynced()
 }
 
-// restart is one of the agent.
-func (g *rig) restart() {
-	g.stop()
-	g.run()
-}
-
 // end removes all Pods and stops.
 func (g *rig) end() {
 	g.mu.Lock()

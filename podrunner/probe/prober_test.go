@@ -140,8 +140,6 @@ func TestThresholdsCountInARow(t *testing.T) {
 // hurry makes everything due now.
 func (b *bench) hurry() {
 	for range 200 {
-		b.mu.Lock()
-		b.mu.Unlock() //nolint:staticcheck // only a pause
 		b.Prober.mu.Lock()
 		waiting := len(b.queue.h)
 		for _, e := range b.queue.h {
