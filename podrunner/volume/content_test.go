@@ -342,9 +342,10 @@ func TestReadersNeverSeeHalfAnUpdate(t *testing.T) {
 	b.setUp(pod)
 	dir := b.dir(pod, "c")
 	var stop atomic.Bool
+	var reads atomic.Int64
 	type result struct {
-		reads, changes int
-		err            error
+		changes int
+		err     error
 	}
 	done := make(chan result)
 	go func() {
@@ -376,8 +377,9 @@ func TestReadersNeverSeeHalfAnUpdate(t *testing.T) {
 				r.changes++
 			}
 			last = got[0]
-			r.reads++
+			reads.Add(1)
 		}
+		stop.Store(true)
 		done <- r
 	}()
 	for i := 1; i <= 150; i++ {
@@ -385,12 +387,15 @@ func TestReadersNeverSeeHalfAnUpdate(t *testing.T) {
 		if err := b.Refresh(t.Context(), pod, b.facts); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(5 * time.Millisecond)
+		// However slow the reader is: it is at most two updates behind.
+		for n := reads.Load(); reads.Load() == n && !stop.Load(); {
+			time.Sleep(100 * time.Microsecond)
+		}
 	}
 	stop.Store(true)
 	r := <-done
 	if r.err != nil || r.changes < 50 {
-		t.Errorf("after %d reads, %d changes seen: %v", r.reads, r.changes, r.err)
+		t.Errorf("after %d reads, %d changes seen: %v", reads.Load(), r.changes, r.err)
 	}
 }
 
