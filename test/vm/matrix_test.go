@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// run is what one machine is for.
+type run struct {
+	name    string
+	kernel  Kernel
+	pkg     string // whose tests are the payload
+	tests   string // -test.run
+	share   string // FAIRLEAD_CONFORMANCE_SHARE
+	modules []string
+	expect  *regexp.Regexp // in the output, beside success
+}
+
+var (
+	packetModules = []string{"veth", "sctp"}
+	labModules    = []string{"veth", "sctp", "bridge", "sch_ingress", "cls_bpf"}
+	somePassed    = regexp.MustCompile(`(?m)^ebpf: [1-9]\d* passed, 0 failed, `)
+	verified      = regexp.MustCompile(`\d+ instructions verified`)
+)
+
+// matrix is the packet programs with their model on each kernel; and real
+// packets: the whole table on Debian's stable kernel without tcx, one variant
+// of each case on the others.
+var matrix = []run{
+	{"bpf on 5.10", Debian11, "fairlead.dev/bpf", ".", "", packetModules, verified},
+	{"bpf on 6.1", Debian12, "fairlead.dev/bpf", ".", "", packetModules, verified},
+	{"bpf on 6.12", Debian13, "fairlead.dev/bpf", ".", "", packetModules, verified},
+	{"conformance on 6.1, first half", Debian12, "fairlead.dev/test/conformance", "TestEBPFTreats", "1/2", labModules, somePassed},
+	{"conformance on 6.1, second half", Debian12, "fairlead.dev/test/conformance", "TestEBPFTreats", "2/2", labModules, somePassed},
+	{"conformance on 5.10", Debian11, "fairlead.dev/test/conformance", "TestEBPFTreats", "one", labModules, somePassed},
+	{"conformance on 6.12", Debian13, "fairlead.dev/test/conformance", "TestEBPFTreats", "one", labModules, somePassed},
+}
+
+// TestEBPFOnDebiansKernels takes several minutes; FAIRLEAD_KERNEL_MATRIX=1 asks
+// for it. Two machines run side by side with -test.parallel 2.
+func TestEBPFOnDebiansKernels(t *testing.T) {
+	if os.Getenv("FAIRLEAD_KERNEL_MATRIX") == "" {
+		t.Skip("FAIRLEAD_KERNEL_MATRIX is not set")
+	}
+	dir := t.TempDir()
+	payloads := map[string]string{}
+	for _, r := range matrix {
+		if payloads[r.pkg] == "" {
+			payloads[r.pkg] = filepath.Join(dir, filepath.Base(r.pkg)+".test")
+			if err := BuildTest(t.Context(), r.pkg, payloads[r.pkg]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := r.kernel.Install(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range matrix {
+		t.Run(r.name, func(t *testing.T) {
+			t.Parallel()
+			r.play(t, payloads[r.pkg])
+		})
+	}
+}
+
+func (r run) play(t *testing.T, payload string) {
+	var out bytes.Buffer
+	begin := time.Now()
+	exit, err := Boot(t.Context(), Machine{
+		Kernel: r.kernel, Modules: r.modules, Memory: 1536, Payload: payload, Timeout: time.Hour,
+		Args: []string{fmt.Sprintf("-test.v=%v", r.share == ""), "-test.timeout=1h", "-test.run=" + r.tests},
+		Env:  []string{"FAIRLEAD_CONFORMANCE_SHARE=" + r.share, "GOGC=400"},
+	}, &out)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	if exit != 0 || !r.expect.MatchString(out.String()) {
+		t.Fatalf("exit %d, and want %q in:\n%s", exit, r.expect, out.String())
+	}
+	for line := range strings.Lines(out.String()) {
+		if verified.MatchString(line) || strings.Contains(line, " passed, ") || strings.Contains(line, "not applicable: ") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+	t.Logf("took %v", time.Since(begin).Round(time.Second))
+}
