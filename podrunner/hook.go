@@ -39,7 +39,6 @@ func (w *worker) runHook(ctx context.Context, h *corev1.LifecycleHandler, spec *
 		return nil
 	case h.HTTPGet != nil:
 		if err := getHook(ctx, h.HTTPGet, spec, host); err != nil {
-			//lint:ignore ST1005 the kubelet's words
 			return fmt.Errorf("HTTP lifecycle hook (%s) for Container %q in Pod %q failed - error: %w", h.HTTPGet.Path, spec.Name, w.name(), err)
 		}
 		return nil
