@@ -21,6 +21,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,6 +59,7 @@ type Network struct {
 	o       Options
 	handle  *netlink.Handle
 	conn    *nftables.Conn
+	space   netns.NsHandle
 	changes chan netlink.RouteUpdate
 	stop    chan struct{}
 	poke    chan struct{}
@@ -93,12 +95,13 @@ func Open(o Options) (*Network, error) {
 		h.Close()
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	n := &Network{o: o, handle: h, conn: conn, changes: make(chan netlink.RouteUpdate, 64), stop: make(chan struct{}),
+	n := &Network{o: o, handle: h, conn: conn, space: netns.None(), stop: make(chan struct{}),
 		poke: make(chan struct{}, 1), nodes: map[string]Node{}}
-	if err := netlink.RouteSubscribe(n.changes, n.stop); err != nil {
-		close(n.stop)
-		h.Close()
-		return nil, errors.Join(fmt.Errorf("watch the kernel's routes: %w", err), conn.CloseLasting())
+	if n.space, err = netns.Get(); err != nil {
+		return nil, errors.Join(fmt.Errorf("the thread's network namespace: %w", err), n.Close())
+	}
+	if err := n.watch(); err != nil {
+		return nil, errors.Join(err, n.Close())
 	}
 	if err := n.forward(); err != nil {
 		return nil, errors.Join(err, n.Close())
@@ -135,16 +138,32 @@ func checkCIDRs(cidrs []netip.Prefix) error {
 	return nil
 }
 
+// watch has the kernel's changes of routes sent to n.changes.
+func (n *Network) watch() error {
+	changes := make(chan netlink.RouteUpdate, 64)
+	if err := netlink.RouteSubscribeWithOptions(changes, n.stop, netlink.RouteSubscribeOptions{Namespace: &n.space}); err != nil {
+		return fmt.Errorf("watch the kernel's routes: %w", err)
+	}
+	n.changes = changes
+	return nil
+}
+
 // Close ends the watch; routes, rules and configuration stay in force.
 func (n *Network) Close() error {
 	close(n.stop)
-	go func() { // until the subscription has ended
-		for range n.changes {
-			continue
-		}
-	}()
+	if n.changes != nil {
+		go func() { // until the subscription has ended
+			for range n.changes {
+				continue
+			}
+		}()
+	}
 	n.handle.Close()
-	return n.conn.CloseLasting()
+	var err error
+	if n.space.IsOpen() {
+		err = n.space.Close()
+	}
+	return errors.Join(err, n.conn.CloseLasting())
 }
 
 // SetNode says what a node is now; nil: it is gone. It does not block.
@@ -193,6 +212,9 @@ func (n *Network) Problems() []string {
 func (n *Network) Run(ctx context.Context) error {
 	for {
 		wait := fullSync
+		if n.changes == nil && n.watch() != nil {
+			wait = retrySync
+		}
 		if err := n.Sync(); err != nil {
 			wait = retrySync
 		}
@@ -206,8 +228,11 @@ func (n *Network) Run(ctx context.Context) error {
 				again = true
 			case <-timer.C:
 				again = true
-			case u := <-n.changes:
-				again = u.Type == unix.RTM_DELROUTE && u.Protocol == routeProtocol
+			case u, ok := <-n.changes:
+				again = !ok || u.Type == unix.RTM_DELROUTE && u.Protocol == routeProtocol
+				if !ok {
+					n.changes = nil // more came than the socket holds
+				}
 			}
 		}
 		timer.Stop()

@@ -105,9 +105,14 @@ func TestRoutesFollowTheNodesAndComeBack(t *testing.T) {
 	if diff := cmp.Diff(want, one.routes()); diff != "" {
 		t.Fatalf("routes (-want +got):\n%s", diff)
 	}
+	// The watch has ended, as when more came than it could take: it begins anew.
+	overrun := make(chan netlink.RouteUpdate)
+	close(overrun)
+	one.network.changes = overrun
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- one.network.Run(ctx) }()
+	time.Sleep(200 * time.Millisecond)
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {
