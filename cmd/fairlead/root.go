@@ -34,6 +34,10 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
+	var status exitStatus
+	if errors.As(err, &status) {
+		return status.code // the command in the container has said why
+	}
 	line := strings.Join(strings.Fields(err.Error()), " ")
 	var usage usageError
 	if *started && !errors.As(err, &usage) {
@@ -50,7 +54,7 @@ func newRoot() (root *cobra.Command, started *bool) {
 	started = new(bool)
 	root = &cobra.Command{
 		Use:           "fairlead",
-		Short:         "Routes Kubernetes Service traffic on a node, in place of kube-proxy",
+		Short:         "Routes a Kubernetes node's Service traffic, in place of kube-proxy, and runs its Pods when asked",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -68,7 +72,8 @@ func newRoot() (root *cobra.Command, started *bool) {
 	}
 	// SuggestionsFor is used before cobra sets this default.
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(newRunCommand(), newDumpCommand(), newCheckCommand(), newCleanupCommand(), newVersionCommand())
+	root.AddCommand(newRunCommand(), newDumpCommand(), newCheckCommand(), newCleanupCommand(), newVersionCommand(),
+		newPodsCommand(), newLogsCommand(), newExecCommand())
 	return root, started
 }
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"fairlead.dev/controller"
 	"fairlead.dev/controller/config"
@@ -92,7 +93,9 @@ func checkRun(c *config.Configuration) error {
 		return usagef("no source of objects: set --kubeconfig FILE for an API server or --manifests DIR for a directory (this is not a pod, so there is no service account)")
 	}
 	if c.Pods != "off" {
-		return fmt.Errorf("--pods %s is not built yet: use off, and the kubelet for Pods", c.Pods)
+		if err := checkPods(c); err != nil {
+			return err
+		}
 	}
 	return c.Complete()
 }
@@ -125,6 +128,15 @@ func run(ctx context.Context, c *config.Configuration, log *slog.Logger) (err er
 	if err != nil {
 		return usageError{err}
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	if c.Pods != "off" {
+		p, err := newPods(c, src, log)
+		if err != nil {
+			return err
+		}
+		src = teeSource{src, p}
+		g.Go(func() error { return p.run(ctx) })
+	}
 	o.Source, o.Dataplane, o.Log = src, dp, log
 	o.FirstSynced = func() { go loaded() }
 	o.Collectors = append(o.Collectors, collector)
@@ -132,7 +144,8 @@ func run(ctx context.Context, c *config.Configuration, log *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	if err := ctl.Run(ctx); err != nil {
+	g.Go(func() error { return ctl.Run(ctx) })
+	if err := g.Wait(); err != nil {
 		return stopped(ctx, err)
 	}
 	log.Info("stopped; what was programmed stays in force")

@@ -38,7 +38,9 @@ var values = map[string]string{
 	"dataplane": "ebpf", "pods": "cri", "bind-address": "192.0.2.1,2001:db8::1", "service-cidr": "10.96.0.0/16", "cluster-cidr": "10.0.0.0/8,fd00::/8",
 	"nodeport-addresses": "primary", "metrics-bind-address": "127.0.0.1:1", "healthz-bind-address": "127.0.0.1:2", "devices": "eth*,lo",
 	"masquerade-ports": "1-2", "log-level": "warn", "log-format": "json", "profiling": "true", "kubeconfig": "", "v": "5",
-	"iptables-masquerade-bit": "15", "ipvs-scheduler": "sh", "ipvs-strict-arp": "true", "ipvs-exclude-cidrs": "10.1.0.0/16",
+	"iptables-masquerade-bit": "15", "ipvs-scheduler": "sh", "ipvs-strict-arp": "true", "pod-network": "host-gw", "cgroup-driver": "systemd",
+	"cluster-dns": "10.96.0.10", "pod-cidr": "10.244.1.0/24", "node-labels": "a=b", "register-with-taints": "a=b:NoSchedule", "drain-on-stop": "true",
+	"pod-log-dir": "/logs", "pod-cgroup-root": "/pods", "kubelet-bind-address": "127.0.0.1:1", "ipvs-exclude-cidrs": "10.1.0.0/16",
 }
 
 func valueOf(f *pflag.Flag) string {

@@ -29,7 +29,7 @@ func openSource(ctx context.Context, c *config.Configuration, log *slog.Logger) 
 		return nil, nil, err
 	}
 	s, err = source.NewAPIServer(source.APIServerOptions{
-		Config: rest, NodeName: c.NodeName, Version: readBuildInfo().Version, Logger: log,
+		Config: rest, NodeName: c.NodeName, Version: readBuildInfo().Version, Logger: log, WantPods: c.Pods != "off",
 	})
 	if err != nil {
 		return nil, nil, err

@@ -97,6 +97,44 @@ type Configuration struct {
 	IPVSTCPFinTimeout metav1.Duration `json:"ipvsTCPFinTimeout" flag:"ipvs-tcpfin-timeout"`
 	IPVSUDPTimeout    metav1.Duration `json:"ipvsUDPTimeout" flag:"ipvs-udp-timeout"`
 
+	// What follows is for Pods cri.
+
+	// CRISocket is the container runtime's, a path or unix:///path.
+	CRISocket string `json:"criSocket" flag:"cri-socket"`
+	// PodLogDir is where the logs of containers are.
+	PodLogDir string `json:"podLogDir" flag:"pod-log-dir"`
+	// PodCgroupRoot is the cgroup of all Pods, CgroupDriver (cgroupfs or
+	// systemd) the runtime's.
+	PodCgroupRoot string `json:"podCgroupRoot" flag:"pod-cgroup-root"`
+	CgroupDriver  string `json:"cgroupDriver" flag:"cgroup-driver"`
+	// MaxPods is how many Pods the node takes.
+	MaxPods int `json:"maxPods" flag:"max-pods"`
+	// ClusterDNS are the resolvers of Pods with dnsPolicy ClusterFirst, empty:
+	// the node's; ClusterDomain is the domain that they search.
+	ClusterDNS    List   `json:"clusterDNS" flag:"cluster-dns"`
+	ClusterDomain string `json:"clusterDomain" flag:"cluster-domain"`
+	// ResolvConf is the node's resolv.conf.
+	ResolvConf string `json:"resolvConf" flag:"resolv-conf"`
+	// PodNetwork is off, or host-gw. PodCIDR are this node's ranges for it, of
+	// each family one at most; empty: those of the Node object.
+	PodNetwork string `json:"podNetwork" flag:"pod-network"`
+	PodCIDR    List   `json:"podCIDR" flag:"pod-cidr"`
+	// KubeletBindAddress is where the kubelet's API is served, with an API
+	// server as the source. Empty: not at all.
+	KubeletBindAddress string `json:"kubeletBindAddress" flag:"kubelet-bind-address"`
+	// ClientCAFile verifies client certificates of the kubelet's API;
+	// TLSCertFile and TLSPrivateKeyFile are its own. Empty: one that is signed
+	// by itself.
+	ClientCAFile      string `json:"clientCAFile" flag:"client-ca-file"`
+	TLSCertFile       string `json:"tlsCertFile" flag:"tls-cert-file"`
+	TLSPrivateKeyFile string `json:"tlsPrivateKeyFile" flag:"tls-private-key-file"`
+	// NodeLabels are KEY=VALUE, RegisterWithTaints KEY=VALUE:EFFECT, of a Node
+	// that is created.
+	NodeLabels         List `json:"nodeLabels" flag:"node-labels"`
+	RegisterWithTaints List `json:"registerWithTaints" flag:"register-with-taints"`
+	// DrainOnStop ends the Pods when the agent is told to stop.
+	DrainOnStop bool `json:"drainOnStop" flag:"drain-on-stop"`
+
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel" flag:"log-level"`
 	// V is klog's verbosity; 4 and more means LogLevel debug.
@@ -105,10 +143,11 @@ type Configuration struct {
 	LogFormat string `json:"logFormat" flag:"log-format"`
 }
 
-// The ports of kube-proxy's servers.
+// The ports of kube-proxy's servers and of the kubelet's API.
 const (
 	metricsPort = "10249"
 	healthzPort = "10256"
+	kubeletPort = "10250"
 )
 
 // Default is the configuration of an agent that was told nothing.
@@ -120,6 +159,16 @@ func Default() Configuration {
 		HealthzBindAddress: "0.0.0.0:" + healthzPort,
 		BPFFS:              "/sys/fs/bpf",
 		StateDir:           "/var/lib/fairlead",
+
+		CRISocket:          "/run/containerd/containerd.sock",
+		PodLogDir:          "/var/log/pods",
+		PodCgroupRoot:      "/kubepods",
+		CgroupDriver:       "cgroupfs",
+		MaxPods:            110, // the kubelet's
+		ClusterDomain:      "cluster.local",
+		ResolvConf:         "/etc/resolv.conf",
+		PodNetwork:         "off",
+		KubeletBindAddress: "0.0.0.0:" + kubeletPort,
 
 		IPTablesMasqueradeBit: 14, // kube-proxy's
 		IPVSScheduler:         "rr",

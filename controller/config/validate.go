@@ -50,6 +50,8 @@ func (c *Configuration) Validate() error {
 	}{
 		{"dataplane", c.Dataplane, []string{"auto", "ebpf", "nftables", "iptables", "ipvs"}},
 		{"pods", c.Pods, []string{"off", "cri"}},
+		{"pod-network", c.PodNetwork, []string{"off", "host-gw"}},
+		{"cgroup-driver", c.CgroupDriver, []string{"cgroupfs", "systemd"}},
 		{"log-level", c.LogLevel, []string{"debug", "info", "warn", "error"}},
 		{"log-format", c.LogFormat, []string{"text", "json"}},
 		{"ipvs-scheduler", c.IPVSScheduler, []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "mh", "sed", "nq", "fo", "ovf"}},
@@ -59,7 +61,7 @@ func (c *Configuration) Validate() error {
 			return &InvalidError{e.flag, e.value, strings.Join(e.allowed[:last], ", ") + " or " + e.allowed[last]}
 		}
 	}
-	for _, check := range []func() error{c.validateAddresses, c.validateNumbers, c.validatePaths} {
+	for _, check := range []func() error{c.validateAddresses, c.validateNumbers, c.validatePaths, c.validatePods} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -90,6 +92,9 @@ func (c *Configuration) validateAddresses() error {
 	}
 	var err error
 	if c.MetricsBindAddress, err = hostPort("metrics-bind-address", c.MetricsBindAddress, metricsPort); err != nil {
+		return err
+	}
+	if c.KubeletBindAddress, err = hostPort("kubelet-bind-address", c.KubeletBindAddress, kubeletPort); err != nil {
 		return err
 	}
 	c.HealthzBindAddress, err = hostPort("healthz-bind-address", c.HealthzBindAddress, healthzPort)

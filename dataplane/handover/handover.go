@@ -52,11 +52,16 @@ type Dataplane struct {
 	dataplane.Dataplane
 	options Options
 
+	drifted chan struct{} // the successor's signals, and ours after an End
+
 	mu      sync.Mutex
 	waiting []Predecessor // not begun
 	leaving []leaver
+	polls   bool
+
+	running context.Context // until Close
 	stop    context.CancelFunc
-	polling sync.WaitGroup
+	workers sync.WaitGroup
 }
 
 type leaver struct {
@@ -80,15 +85,34 @@ func New(next dataplane.Dataplane, old []Predecessor, o Options) *Dataplane {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	return &Dataplane{Dataplane: next, options: o, waiting: old}
+	d := &Dataplane{Dataplane: next, options: o, waiting: old, drifted: make(chan struct{}, 1)}
+	d.running, d.stop = context.WithCancel(context.Background())
+	if w, ok := next.(dataplane.Watcher); ok {
+		d.workers.Go(func() { d.forward(d.running, w.Drifted()) })
+	}
+	return d
 }
 
-// Drifted implements dataplane.Watcher, for a successor that is one.
-func (d *Dataplane) Drifted() <-chan struct{} {
-	if w, ok := d.Dataplane.(dataplane.Watcher); ok {
-		return w.Drifted()
+// Drifted implements dataplane.Watcher. It is also signalled when a
+// predecessor has ended: what it undid (a sysctl) the successor may need.
+func (d *Dataplane) Drifted() <-chan struct{} { return d.drifted }
+
+func (d *Dataplane) forward(ctx context.Context, from <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-from:
+			d.signal()
+		}
 	}
-	return nil
+}
+
+func (d *Dataplane) signal() {
+	select {
+	case d.drifted <- struct{}{}:
+	default:
+	}
 }
 
 // Sync implements dataplane.Dataplane. After the first one that succeeds the
@@ -128,10 +152,9 @@ func (d *Dataplane) begin(ctx context.Context, t *dataplane.Table) error {
 		d.leaving = append(d.leaving, leaver{p, time.Now().Add(d.options.DrainTimeout)})
 		d.options.Log.Info("took over new connections", "from", p.Name(), "to", d.Name())
 	}
-	if len(d.leaving) > 0 && d.stop == nil {
-		ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-		d.stop = stop
-		d.polling.Go(func() { d.poll(ctx) })
+	if len(d.leaving) > 0 && !d.polls {
+		d.polls = true
+		d.workers.Go(func() { d.poll(d.running) })
 	}
 	return nil
 }
@@ -172,6 +195,7 @@ func (d *Dataplane) endIdle(ctx context.Context) int {
 			continue
 		}
 		d.options.Log.Info("the dataplane before is removed", "dataplane", l.Name(), "cutOff", carries)
+		d.signal()
 	}
 	d.leaving = kept
 	return len(kept)
@@ -180,13 +204,8 @@ func (d *Dataplane) endIdle(ctx context.Context) int {
 // Close implements dataplane.Dataplane. A predecessor that still carries flows
 // goes on; the next agent looks after it.
 func (d *Dataplane) Close() error {
-	d.mu.Lock()
-	stop := d.stop
-	d.mu.Unlock()
-	if stop != nil {
-		stop()
-		d.polling.Wait()
-	}
+	d.stop()
+	d.workers.Wait()
 	errs := []error{d.Dataplane.Close()}
 	for _, l := range d.leaving {
 		errs = append(errs, l.Close())

@@ -106,6 +106,11 @@ func TestThePredecessorLeavesWhenTheSuccessorHoldsAllAndItsFlowsAreOver(t *testi
 	}
 	o.idle()
 	<-ended
+	select {
+	case <-d.Drifted():
+	case <-time.After(5 * time.Second):
+		t.Error("the successor is not checked after the end of its predecessor")
+	}
 	if got := o.seen(); !slices.Equal(got, []string{"begin", "apply", "end"}) {
 		t.Errorf("the predecessor was asked %v", got)
 	}
@@ -137,6 +142,18 @@ func TestAnAgentThatStopsLeavesADrainingPredecessorAsItIs(t *testing.T) {
 	}
 	if got := o.seen(); !slices.Equal(got, []string{"begin", "close"}) {
 		t.Errorf("the predecessor was asked %v", got)
+	}
+}
+
+func TestTheSuccessorsOwnSignalsComeThrough(t *testing.T) {
+	next := dataplanetest.New()
+	d := handover.New(next, nil, handover.Options{})
+	defer d.Close()
+	next.TamperSeen(func(*dataplane.Table) {})
+	select {
+	case <-d.Drifted():
+	case <-time.After(5 * time.Second):
+		t.Error("no signal")
 	}
 }
 
