@@ -52,6 +52,19 @@ func (g *Gauge) Measure() Pressure {
 	return Pressure{Memory: lasting(&g.memory, p.Memory), Disk: lasting(&g.disk, p.Disk), PID: lasting(&g.pid, p.PID)}
 }
 
+// Saw notes a Pressure that was measured elsewhere, by who acts on it: it is told
+// as if it had been measured here.
+func (g *Gauge) Saw(p Pressure) {
+	now := g.now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for last, seen := range map[*time.Time]bool{&g.memory: p.Memory, &g.disk: p.Disk, &g.pid: p.PID} {
+		if seen {
+			*last = now
+		}
+	}
+}
+
 // probePressure reads what it can; what cannot be read is no pressure.
 func probePressure(dir string) (p Pressure) {
 	if b, err := os.ReadFile("/proc/meminfo"); err == nil {
