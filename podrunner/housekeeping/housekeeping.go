@@ -87,7 +87,8 @@ type Options struct {
 	// ImageInterval is how often images are looked at. Default 5 min.
 	ImageInterval time.Duration
 	// From ImageHighPercent of the image filesystem on, images are removed until
-	// ImageLowPercent are in use. 100 for both: never. Defaults 85 and 80 %.
+	// ImageLowPercent are in use. 100: not before the disk is short. Defaults 85
+	// and 80 %.
 	ImageHighPercent, ImageLowPercent int
 	// ImageMinAge is how long an image is kept after it was first seen. Default
 	// 2 min. One that was there when the Keeper began is old enough.
@@ -95,6 +96,13 @@ type Options struct {
 	// KeepImages, names with a tag or digest, are not removed, beside those that
 	// the runtime says are pinned and its sandbox image. Default none.
 	KeepImages []string
+
+	// The node is short, and Pods are evicted, where less than this is available
+	// (evictionHard). Negative: never for that reason. Defaults: 100 Mi of memory
+	// (MemAvailable); of the bytes of Root's filesystem 10 %, of those of the
+	// images' 15 %, of the inodes of either 5 %.
+	LeastMemoryBytes                                        int64
+	LeastNodePercent, LeastImagePercent, LeastInodesPercent int
 
 	// Logger takes what an operator should read. Default slog.Default().
 	Logger *slog.Logger
@@ -132,6 +140,10 @@ func New(o Options) (*Keeper, error) {
 	set(&o.ImageHighPercent, 85)
 	set(&o.ImageLowPercent, 80)
 	set(&o.ImageMinAge, 2*time.Minute)
+	set(&o.LeastMemoryBytes, 100<<20)
+	set(&o.LeastNodePercent, 10)
+	set(&o.LeastImagePercent, 15)
+	set(&o.LeastInodesPercent, 5)
 	if o.Events == nil {
 		o.Events = noEvents{}
 	}
@@ -145,6 +157,8 @@ func New(o Options) (*Keeper, error) {
 		return nil, errors.New("housekeeping: a time is negative")
 	case o.LogMaxFiles < 2:
 		return nil, fmt.Errorf("housekeeping: invalid LogMaxFiles %d, must be > 1", o.LogMaxFiles)
+	case max(o.LeastNodePercent, o.LeastImagePercent, o.LeastInodesPercent) > 100:
+		return nil, errors.New("housekeeping: a threshold is more than 100 %")
 	case o.ImageLowPercent < 0 || o.ImageHighPercent > 100 || o.ImageLowPercent > o.ImageHighPercent:
 		return nil, fmt.Errorf("housekeeping: ImageLowPercent %d and ImageHighPercent %d must be in range [0-100], the low one not above the high one",
 			o.ImageLowPercent, o.ImageHighPercent)

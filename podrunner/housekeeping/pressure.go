@@ -21,16 +21,6 @@ import (
 	"fairlead.dev/podrunner/node"
 )
 
-// The kubelet's default thresholds (evictionHard): memory.available<100Mi,
-// nodefs.available<10%, nodefs.inodesFree<5%, imagefs.available<15%,
-// imagefs.inodesFree<5%.
-const (
-	leastMemory       = 100 << 20 // bytes
-	leastNodePercent  = 10
-	leastImagePercent = 15
-	leastInodePercent = 5
-)
-
 // inodes is the kubelet's name of what a filesystem has a number of.
 const inodes corev1.ResourceName = "inodes"
 
@@ -126,20 +116,20 @@ func (k *Keeper) shortages(ctx context.Context, c *cri.Client) (short []shortage
 		}
 	}
 	if available, err := k.memory(); err == nil {
-		look(corev1.ResourceMemory, available, leastMemory, false)
+		look(corev1.ResourceMemory, available, k.o.LeastMemoryBytes, false)
 	}
 	if d, err := k.disk(k.o.Root); err == nil {
-		look(corev1.ResourceEphemeralStorage, d.available, percent(d.capacity, leastNodePercent), false)
-		look(inodes, d.inodesFree, percent(d.inodes, leastInodePercent), false)
+		look(corev1.ResourceEphemeralStorage, d.available, percent(d.capacity, k.o.LeastNodePercent), false)
+		look(inodes, d.inodesFree, percent(d.inodes, k.o.LeastInodesPercent), false)
 	}
 	if d, err := k.imageDisk(ctx, c); err == nil {
-		look(corev1.ResourceEphemeralStorage, d.available, percent(d.capacity, leastImagePercent), true)
-		look(inodes, d.inodesFree, percent(d.inodes, leastInodePercent), true)
+		look(corev1.ResourceEphemeralStorage, d.available, percent(d.capacity, k.o.LeastImagePercent), true)
+		look(inodes, d.inodesFree, percent(d.inodes, k.o.LeastInodesPercent), true)
 	}
 	return short
 }
 
-func percent(n, p int64) int64 { return int64(float64(n) * float64(p) / 100) }
+func percent(n int64, p int) int64 { return int64(float64(n) * float64(p) / 100) }
 
 // relieve does something about what the node is short of: it removes what can
 // be had again, and where that is not enough evicts one Pod.

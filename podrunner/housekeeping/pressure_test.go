@@ -155,6 +155,20 @@ func TestWithADiskOfItsOwnForImagesLayersCountThere(t *testing.T) {
 	}
 }
 
+func TestAThresholdCanBeSwitchedOff(t *testing.T) {
+	w, k := newWorld(t, func(o *Options) {
+		o.LeastMemoryBytes, o.LeastNodePercent, o.LeastImagePercent, o.LeastInodesPercent = -1, -1, -1, -1
+	})
+	w.pods = []*corev1.Pod{pod("p", corev1.PodRunning)}
+	w.container("c", "p", "c", "x", running)
+	w.stats["c"] = uses(1, 1)
+	w.memory, w.node, w.disk = 0, disk{capacity: gib, inodes: 100}, disk{capacity: gib, inodes: 100}
+	w.round(t, k, 0)
+	if len(w.evicted) != 0 {
+		t.Errorf("evicted %v", w.evicted)
+	}
+}
+
 func TestInodesAreADiskToo(t *testing.T) {
 	w, k := newWorld(t)
 	w.pods = []*corev1.Pod{pod("p", corev1.PodRunning, corev1.Container{Name: "c"})}
