@@ -51,7 +51,7 @@ func leaveIPTables(c *config.Configuration, log *slog.Logger, conntrack bool) ha
 	return &handover.Netfilter{
 		Technology: "iptables",
 		Withdraw: func() error {
-			if _, err := nftables.Empty(nftablesOptions(c, log)); err != nil {
+			if err := nftables.Hook(nftablesOptions(c, log)); err != nil {
 				log.Warn("established flows of iptables may end: nothing keeps conntrack at work", "error", err)
 			}
 			return clean()

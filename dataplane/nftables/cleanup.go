@@ -75,6 +75,30 @@ func Empty(Options) (removed []string, err error) {
 	return removed, k.commitMessages(m)
 }
 
+// Hook makes the hooks that Empty leaves, where they are not there: for another
+// Dataplane whose flows are in conntrack and whose rules go.
+func Hook(Options) error {
+	k, err := openSocket()
+	if err != nil {
+		return err
+	}
+	defer k.close()
+	m := newBatch()
+	for _, f := range families {
+		there, err := k.hasTable(f, drainTable)
+		if err != nil {
+			return err
+		}
+		if there {
+			continue
+		}
+		if err := f.in(drainTable).addDrain(m, &guardState{}); err != nil {
+			return err
+		}
+	}
+	return k.commitMessages(m)
+}
+
 // addDrain appends what makes the hooks; a guard of loopback is kept.
 func (f *family) addDrain(m *messages, g *guardState) error {
 	m.begin(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, f.proto)
