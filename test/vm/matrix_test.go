@@ -50,9 +50,14 @@ func TestEBPFOnDebiansKernels(t *testing.T) {
 	if os.Getenv("FAIRLEAD_KERNEL_MATRIX") == "" {
 		t.Skip("FAIRLEAD_KERNEL_MATRIX is not set")
 	}
+	playAll(t, matrix)
+}
+
+// playAll boots a machine for each run, as many at once as -test.parallel says.
+func playAll(t *testing.T, runs []run) {
 	dir := t.TempDir()
 	payloads := map[string]string{}
-	for _, r := range matrix {
+	for _, r := range runs {
 		if payloads[r.pkg] == "" {
 			payloads[r.pkg] = filepath.Join(dir, filepath.Base(r.pkg)+".test")
 			if err := BuildTest(t.Context(), r.pkg, payloads[r.pkg]); err != nil {
@@ -63,7 +68,7 @@ func TestEBPFOnDebiansKernels(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, r := range matrix {
+	for _, r := range runs {
 		t.Run(r.name, func(t *testing.T) {
 			t.Parallel()
 			r.play(t, payloads[r.pkg])
