@@ -7,12 +7,13 @@ BIN := bin
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 CLANG_FORMAT ?= clang-format-19
-# Packages whose tests are worth the race detector: all but those that spend
-# their time in the kernel, which is too slow under it.
-KERNEL_PACKAGES := ./bpf ./dataplane/ebpf ./test/conformance ./test/resilience
-PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/ebpf|test/conformance|test/resilience|test/bench)$$')
+# Packages whose tests spend their time in the kernel, which is too slow under
+# the race detector; those of the pod runner that need containerd; the rest.
+KERNEL_PACKAGES := ./bpf/... ./dataplane/ebpf ./dataplane/nftables ./dataplane/iptables ./dataplane/ipvs ./dataplane/netfilter ./dataplane/uplink
+POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/...
+PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|bench|vm)|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
 
-.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel conformance resilience e2e manifests bench fuzz clean
+.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience vm e2e manifests bench bench-pods fuzz clean
 
 all: build
 
@@ -33,9 +34,11 @@ test: tools
 	$(MAKE) lint check-generated manifests
 	$(MAKE) unit
 	$(MAKE) kernel
+	$(MAKE) pods
 	$(MAKE) conformance
 	$(MAKE) resilience
 	$(MAKE) e2e
+	$(MAKE) vm
 	$(MAKE) build && examples/demo.sh $(BIN)/fairlead $(BIN)/responder
 	.ci/leftovers
 
@@ -67,10 +70,19 @@ unit:
 	$(GO) test -race $(PURE_PACKAGES)
 
 kernel:
-	$(GO) test ./bpf/... ./dataplane/ebpf
+	$(GO) test -timeout 20m $(KERNEL_PACKAGES)
+
+## Against a real containerd, in namespaces of their own.
+pods:
+	$(GO) test -timeout 20m -p 1 $(POD_PACKAGES)
 
 conformance:
-	$(GO) test -timeout 20m -v ./test/conformance | .ci/summary
+	$(GO) test -timeout 30m -v ./test/conformance | .ci/summary
+
+## IPVS, which few kernels of build machines have, and the eBPF dataplane on
+## Debian's kernels, in emulated machines. KERNEL_MATRIX=whole plays every variant.
+vm:
+	FAIRLEAD_KERNEL_MATRIX=$${KERNEL_MATRIX:-1} $(GO) test -timeout 60m -parallel 2 -v ./test/vm | .ci/summary
 
 resilience:
 	$(GO) test -timeout 20m -v ./test/resilience | .ci/summary
@@ -85,6 +97,10 @@ e2e:
 
 bench: build
 	$(GO) run ./test/bench -fairlead $(BIN)/fairlead
+
+## Pod starts and the cost at rest, beside the bare CRI calls.
+bench-pods:
+	$(GO) test -run '^$$' -bench . -benchtime 20x ./podrunner ./podrunner/cri
 
 fuzz:
 	for t in $$($(GO) list ./... | xargs -n1 -I{} sh -c '$(GO) test -list "^Fuzz" {} 2>/dev/null | grep ^Fuzz | sed "s|^|{} |"' | tr ' ' ':'); do \
