@@ -63,6 +63,8 @@ var affinityCases = []Case{
 				}
 			}
 			time.Sleep(3100 * time.Millisecond)
+			// A client more, or Backends taken in turns would come back as before.
+			s.ask(web.atNodePort()).reachesOneOf("a", "d")
 			if again := s.homes(web); slices.Equal(homes, again) {
 				s.t.Fatalf("clause: %s\nwant: other Backends after 3 s without use\nseen: the same for %d clients", s.kase.Clause, len(again))
 			}
