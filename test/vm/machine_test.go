@@ -119,8 +119,8 @@ func TestAPayloadThatHangsIsEndedAndItsOutputKept(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	out := &trigger{word: "hanging\n", then: func() { cancel(errors.New("enough")) }}
 	_, err := bootTo(ctx, t, out, "hang", Machine{})
-	if err == nil || !strings.Contains(err.Error(), "enough") || out.String() != out.word {
-		t.Errorf("error %v, output %q; want the reason and what was printed before", err, out.String())
+	if err == nil || !strings.Contains(err.Error(), "enough") || out.seen.String() != out.word {
+		t.Errorf("error %v, output %q; want the reason and what was printed before", err, out.seen.String())
 	}
 }
 
@@ -135,16 +135,17 @@ func TestAMachineThatTakesTooLongIsEnded(t *testing.T) {
 	}
 }
 
-// trigger does something once a word was written.
+// trigger does something once a word was written. The buffer has a name, or
+// io.Copy would fill it by its ReadFrom.
 type trigger struct {
-	bytes.Buffer
+	seen bytes.Buffer
 	word string
 	then func()
 }
 
 func (w *trigger) Write(p []byte) (int, error) {
-	n, err := w.Buffer.Write(p)
-	if strings.Contains(w.String(), w.word) {
+	n, err := w.seen.Write(p)
+	if strings.Contains(w.seen.String(), w.word) {
 		w.then()
 	}
 	return n, err
