@@ -30,6 +30,7 @@ const (
 type routes struct {
 	handle  *netlink.Handle
 	index   int
+	mtu     int // of IPv4 routes
 	primary map[*family]netip.Addr
 }
 
@@ -56,6 +57,9 @@ func (r *routes) device() (made bool, err error) {
 		return made, fmt.Errorf("make device %s: %w", deviceName, err)
 	}
 	r.index = l.Attrs().Index
+	if r.mtu, err = r.narrowest(); err != nil {
+		return made, err
+	}
 	if l.Attrs().Flags&net.FlagUp != 0 {
 		return made, nil
 	}
@@ -65,6 +69,24 @@ func (r *routes) device() (made bool, err error) {
 		return made, fmt.Errorf("set device %s up: %w", deviceName, err)
 	}
 	return true, nil
+}
+
+// narrowest is the smallest MTU of the node's devices, at least IPv6's. A local
+// route has loopback's, and a datagram that a process of the node sends by it is
+// marked as not to be fragmented: IPVS then refuses what does not fit the way
+// to the Backend.
+func (r *routes) narrowest() (mtu int, err error) {
+	links, err := r.handle.LinkList()
+	if err != nil {
+		return 0, fmt.Errorf("list devices: %w", err)
+	}
+	mtu = 1500
+	for _, l := range links {
+		if a := l.Attrs(); a.Flags&net.FlagUp != 0 && a.Flags&net.FlagLoopback == 0 && a.Index != r.index && a.MTU > 0 {
+			mtu = min(mtu, a.MTU)
+		}
+	}
+	return max(mtu, 1280), nil
 }
 
 func isNoLink(err error) bool {
@@ -84,6 +106,8 @@ func (r *routes) route(a netip.Addr) *netlink.Route {
 	}
 	if a.Is6() {
 		out.Scope = 0
+	} else {
+		out.MTU = r.mtu
 	}
 	return out
 }
@@ -108,7 +132,7 @@ func (r *routes) list() (map[netip.Addr]bool, error) {
 				a = a.Unmap()
 			}
 			src, _ := netip.AddrFromSlice(route.Src)
-			out[a] = src.Unmap() == r.primary[f]
+			out[a] = src.Unmap() == r.primary[f] && (f != ipv4 || route.MTU == r.mtu)
 		}
 	}
 	return out, nil
@@ -142,7 +166,7 @@ func (r *routes) add(a netip.Addr, replace bool) error {
 
 func (r *routes) remove(a netip.Addr) error {
 	route := r.route(a)
-	route.Src = nil // whatever it is
+	route.Src, route.MTU = nil, 0 // whatever they are
 	err := r.handle.RouteDel(route)
 	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove route of %s: %w", a, err)
