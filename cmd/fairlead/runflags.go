@@ -53,7 +53,6 @@ func addRunFlags(f *pflag.FlagSet, c *config.Configuration) {
 	f.IntVar(&c.IPTablesMasqueradeBit, "iptables-masquerade-bit", c.IPTablesMasqueradeBit, "bit of the packet mark that --dataplane iptables uses")
 	f.StringVar(&c.IPVSScheduler, "ipvs-scheduler", c.IPVSScheduler, "how --dataplane ipvs chooses Backends: rr, lc, sh, mh, ...")
 	f.BoolVar(&c.IPVSStrictARP, "ipvs-strict-arp", c.IPVSStrictARP, "with --dataplane ipvs: answer no ARP for addresses of Services")
-	f.Var(listFlag{&c.IPVSExcludeCIDRs}, "ipvs-exclude-cidrs", "`CIDRs` whose virtual servers --dataplane ipvs never touches")
 	f.DurationVar(&c.IPVSTCPTimeout.Duration, "ipvs-tcp-timeout", 0, "how long an established TCP connection of IPVS may be idle (0: the kernel's)")
 	f.DurationVar(&c.IPVSTCPFinTimeout.Duration, "ipvs-tcpfin-timeout", 0, "how long a closing TCP connection of IPVS may be idle (0: the kernel's)")
 	f.DurationVar(&c.IPVSUDPTimeout.Duration, "ipvs-udp-timeout", 0, "how long UDP of IPVS may be idle (0: the kernel's)")

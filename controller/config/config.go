@@ -90,8 +90,6 @@ type Configuration struct {
 	// IPVSStrictARP keeps other devices from answering ARP for the addresses
 	// of Services.
 	IPVSStrictARP bool `json:"ipvsStrictARP" flag:"ipvs-strict-arp"`
-	// IPVSExcludeCIDRs are ranges whose virtual servers are never touched.
-	IPVSExcludeCIDRs List `json:"ipvsExcludeCIDRs" flag:"ipvs-exclude-cidrs"`
 	// IPVS's timeouts of idle connections. 0: the kernel's are left.
 	IPVSTCPTimeout    metav1.Duration `json:"ipvsTCPTimeout" flag:"ipvs-tcp-timeout"`
 	IPVSTCPFinTimeout metav1.Duration `json:"ipvsTCPFinTimeout" flag:"ipvs-tcpfin-timeout"`

@@ -98,7 +98,6 @@ func mapTechnologies(c *Configuration, k *kubeproxy.KubeProxyConfiguration) {
 		c.IPVSScheduler = k.IPVS.Scheduler
 	}
 	c.IPVSStrictARP = k.IPVS.StrictARP
-	c.IPVSExcludeCIDRs = k.IPVS.ExcludeCIDRs
 	c.IPVSTCPTimeout, c.IPVSTCPFinTimeout, c.IPVSUDPTimeout = k.IPVS.TCPTimeout, k.IPVS.TCPFinTimeout, k.IPVS.UDPTimeout
 }
 

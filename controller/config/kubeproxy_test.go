@@ -72,7 +72,7 @@ logging: {format: json, verbosity: 4}
 			}},
 		{"iptables and ipvs", "iptables: {masqueradeBit: 20}\nipvs: {scheduler: sh, strictARP: true, excludeCIDRs: [10.1.0.0/16], tcpTimeout: 1h, tcpFinTimeout: 1m, udpTimeout: 2m}\n",
 			func(c *Configuration) {
-				c.IPTablesMasqueradeBit, c.IPVSScheduler, c.IPVSStrictARP, c.IPVSExcludeCIDRs = 20, "sh", true, List{"10.1.0.0/16"}
+				c.IPTablesMasqueradeBit, c.IPVSScheduler, c.IPVSStrictARP = 20, "sh", true
 				c.IPVSTCPTimeout, c.IPVSTCPFinTimeout = metav1.Duration{Duration: time.Hour}, metav1.Duration{Duration: time.Minute}
 				c.IPVSUDPTimeout = metav1.Duration{Duration: 2 * time.Minute}
 			}},

@@ -72,7 +72,7 @@ var kubeProxyKeys = []kubeProxyKey{
 	{path: "ipvs.syncPeriod", treatment: warned, advice: noPeriod, quiet: []string{"30s"}},
 	{path: "ipvs.minSyncPeriod", treatment: warned, advice: noPeriod, quiet: []string{"1s"}},
 	{path: "ipvs.scheduler", treatment: mapped, advice: "--ipvs-scheduler; for --dataplane ipvs only"},
-	{path: "ipvs.excludeCIDRs", treatment: mapped, advice: "--ipvs-exclude-cidrs; for --dataplane ipvs only"},
+	{path: "ipvs.excludeCIDRs", treatment: always, advice: "virtual servers of others are never touched"},
 	{path: "ipvs.strictARP", treatment: mapped, advice: "--ipvs-strict-arp; for --dataplane ipvs only"},
 	{path: "ipvs.tcpTimeout", treatment: mapped, advice: "--ipvs-tcp-timeout; for --dataplane ipvs only"},
 	{path: "ipvs.tcpFinTimeout", treatment: mapped, advice: "--ipvs-tcpfin-timeout; for --dataplane ipvs only"},
@@ -135,8 +135,6 @@ func kubeProxyKeyOf(flag string) string {
 		return "ipvs.scheduler"
 	case "ipvs-strict-arp":
 		return "ipvs.strictARP"
-	case "ipvs-exclude-cidrs":
-		return "ipvs.excludeCIDRs"
 	case "ipvs-tcp-timeout":
 		return "ipvs.tcpTimeout"
 	case "ipvs-tcpfin-timeout":

@@ -79,9 +79,6 @@ func (c *Configuration) validateAddresses() error {
 	if _, err := prefixes("service-cidr", c.ServiceCIDR); err != nil {
 		return err
 	}
-	if _, err := prefixes("ipvs-exclude-cidrs", c.IPVSExcludeCIDRs); err != nil {
-		return err
-	}
 	for _, w := range c.NodePortAddresses {
 		if w == "primary" || w == "localhost" || w == "all" {
 			continue
@@ -216,11 +213,6 @@ func (c *Configuration) MasqueradePortRange() (first, last uint16, err error) {
 // ClusterPrefixes is ClusterCIDR, parsed and masked.
 func (c *Configuration) ClusterPrefixes() ([]netip.Prefix, error) {
 	return prefixes("cluster-cidr", c.ClusterCIDR)
-}
-
-// IPVSExcludePrefixes is IPVSExcludeCIDRs, parsed and masked.
-func (c *Configuration) IPVSExcludePrefixes() ([]netip.Prefix, error) {
-	return prefixes("ipvs-exclude-cidrs", c.IPVSExcludeCIDRs)
 }
 
 // ServicePrefixes is ServiceCIDR, parsed and masked.
