@@ -5,6 +5,7 @@ package podrunner
 import (
 	"context"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -44,9 +45,10 @@ spec: {restartPolicy: Never, terminationGracePeriodSeconds: 2, containers: [{nam
 		}
 	}
 	first := sandbox()
-	if _, err := client.RemovePodSandbox(context.Background(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: first}); err != nil {
-		t.Fatal(err)
-	}
+	insist(t, func() error {
+		_, err := client.RemovePodSandbox(context.Background(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: first})
+		return err
+	})
 	s := g.await(key, "it runs again after its sandbox was removed, with all in it", gone(first))
 	// The runtime removes a sandbox step by step; a container may have been
 	// started in it once more meanwhile.
@@ -55,9 +57,10 @@ spec: {restartPolicy: Never, terminationGracePeriodSeconds: 2, containers: [{nam
 		t.Errorf("%d restarts, want 1", restarts)
 	}
 	second := sandbox()
-	if _, err := client.StopPodSandbox(context.Background(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: second}); err != nil {
-		t.Fatal(err)
-	}
+	insist(t, func() error {
+		_, err := client.StopPodSandbox(context.Background(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: second})
+		return err
+	})
 	s = g.await(key, "it runs again after its sandbox was stopped", gone(second))
 	if n := s.ContainerStatuses[0].RestartCount; n <= restarts || n > restarts+3 {
 		t.Errorf("%d restarts after %d, want one more", n, restarts)
@@ -66,9 +69,10 @@ spec: {restartPolicy: Never, terminationGracePeriodSeconds: 2, containers: [{nam
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.RemoveContainer(context.Background(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
-		t.Fatal(err)
-	}
+	insist(t, func() error {
+		_, err := client.RemoveContainer(context.Background(), &runtimeapi.RemoveContainerRequest{ContainerId: id})
+		return err
+	})
 	g.await(key, "it runs again after its container was removed", func(s *corev1.PodStatus) bool {
 		now, _, err := g.r.Container(key, "", "c", false)
 		return err == nil && now != id && ready(s)
@@ -82,4 +86,18 @@ spec: {restartPolicy: Never, terminationGracePeriodSeconds: 2, containers: [{nam
 		t.Fatal(err)
 	}
 	g.await(never, "what is never restarted has failed", func(s *corev1.PodStatus) bool { return s.Phase == corev1.PodFailed })
+}
+
+// insist repeats what the runtime refuses while it works on the same container
+// ("is in starting state"): the Runner is faster than this test.
+func insist(t *testing.T, call func() error) {
+	t.Helper()
+	var err error
+	for range 200 {
+		if err = call(); err == nil {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatal(err)
 }
