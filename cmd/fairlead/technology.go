@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
@@ -93,6 +94,11 @@ func newDataplane(ctx context.Context, t technology, c *config.Configuration, lo
 			continue
 		}
 		present, _, err := other.present(c)
+		if errors.Is(err, fs.ErrPermission) {
+			// Least capabilities, such as the DaemonSet's, do for one dataplane.
+			log.Debug("this process may not look for what another dataplane left", "dataplane", other.name, "error", err)
+			continue
+		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("look for what dataplane %s left: %w", other.name, err)
 		}
@@ -137,6 +143,7 @@ func openReader(c *config.Configuration) (*namedReader, error) {
 	for _, t := range technologies {
 		present, draining, err := t.present(c)
 		switch {
+		case errors.Is(err, fs.ErrPermission):
 		case err != nil:
 			return nil, fmt.Errorf("look for dataplane %s: %w", t.name, err)
 		case present && !draining:
