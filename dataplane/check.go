@@ -14,6 +14,16 @@ type CheckResult struct {
 	Required bool
 }
 
+// Checked is the CheckResult of a probe: detail where err is nil, else the error
+// and what the lack costs.
+func Checked(name, detail string, err error, cost string, required bool) CheckResult {
+	r := CheckResult{Name: name, OK: err == nil, Detail: detail, Required: required}
+	if err != nil {
+		r.Detail, r.Cost = err.Error(), cost
+	}
+	return r
+}
+
 // Usable reports whether nothing that is required is missing and, if not, what
 // the first such thing is.
 func Usable(checks []CheckResult) (ok bool, reason string) {

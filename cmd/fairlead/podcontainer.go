@@ -42,6 +42,21 @@ func (w *which) addFlags(cmd *cobra.Command) {
 // runtimeWithin bounds how long the runtime is waited for.
 const runtimeWithin = 10 * time.Second
 
+// open connects to the runtime and finds the container there. The caller closes
+// the client.
+func (w *which) open(ctx context.Context, previous bool) (*cri.Client, *runtimeapi.Container, error) {
+	client, err := cri.Open(ctx, w.socket, runtimeWithin)
+	if err != nil {
+		return nil, nil, err
+	}
+	container, err := w.find(ctx, client, previous)
+	if err != nil {
+		client.Close()
+		return nil, nil, err
+	}
+	return client, container, nil
+}
+
 // find asks the runtime for the newest container of the name, running or not;
 // with previous for the one before it.
 func (w *which) find(ctx context.Context, client *cri.Client, previous bool) (*runtimeapi.Container, error) {
@@ -86,15 +101,11 @@ func newLogsCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			w.pod = args[0]
 			ctx := cmd.Context()
-			client, err := cri.Open(ctx, w.socket, runtimeWithin)
+			client, container, err := w.open(ctx, previous)
 			if err != nil {
 				return err
 			}
 			defer client.Close()
-			container, err := w.find(ctx, client, previous)
-			if err != nil {
-				return err
-			}
 			s, err := client.Runtime.ContainerStatus(cri.Quiet(ctx), container.Id, false)
 			if err != nil {
 				return fmt.Errorf("ask for the container: %w", err)
@@ -138,15 +149,11 @@ func newExecCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			w.pod = args[0]
 			ctx := cmd.Context()
-			client, err := cri.Open(ctx, w.socket, runtimeWithin)
+			client, container, err := w.open(ctx, false)
 			if err != nil {
 				return err
 			}
 			defer client.Close()
-			container, err := w.find(ctx, client, false)
-			if err != nil {
-				return err
-			}
 			resp, err := client.Runtime.Exec(cri.Quiet(ctx), &runtimeapi.ExecRequest{
 				ContainerId: container.Id, Cmd: args[1:], Stdin: stdin, Tty: tty, Stdout: true, Stderr: !tty,
 			})

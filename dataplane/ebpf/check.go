@@ -22,29 +22,21 @@ func Check(o Options) []dataplane.CheckResult {
 	o = o.withDefaults()
 	_ = rlimit.RemoveMemlock()
 	return []dataplane.CheckResult{
-		result("bpffs", o.BPFFS, prepareCheck(o), "nothing survives the agent", true),
+		dataplane.Checked("bpffs", o.BPFFS, prepareCheck(o), "nothing survives the agent", true),
 		checkCgroup(o),
-		result("BTF", "/sys/kernel/btf/vmlinux", haveBTF(), "the programs can't be fitted to the kernel", true),
-		result("socket hooks", "BPF_PROG_TYPE_CGROUP_SOCK_ADDR", features.HaveProgramType(ebpf.CGroupSockAddr), "no load balancing at the socket", true),
-		result("tc programs", "BPF_PROG_TYPE_SCHED_CLS", features.HaveProgramType(ebpf.SchedCLS), "no packet path", true),
-		result("tcx", "kernel 6.6", haveTCX(), "the packet path is attached with clsact filters", false),
-		result("bpf_set_retval", "kernel 5.18", features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval), "connect() to a Service without Backends is refused by the packet path, sendto() fails with EPERM", false),
-		result("bpf_sock_destroy", "kernel 6.5", haveKfunc("bpf_sock_destroy"), "sockets connected to a removed Backend are not ended", false),
-		result("netns cookie", "kernel 5.14", haveNetnsCookie(), "no NodePorts on loopback addresses; a client whose sockets and packets are both balanced has an affinity for each", false),
-		result("path MTU", "kernel 5.12", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnCheckMtu), "a packet that does not fit its path is answered with the next smaller usual MTU", false),
-		result("coarse clock", "kernel 5.11", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs), "some nanoseconds per packet", false),
+		dataplane.Checked("BTF", "/sys/kernel/btf/vmlinux", haveBTF(), "the programs can't be fitted to the kernel", true),
+		dataplane.Checked("socket hooks", "BPF_PROG_TYPE_CGROUP_SOCK_ADDR", features.HaveProgramType(ebpf.CGroupSockAddr), "no load balancing at the socket", true),
+		dataplane.Checked("tc programs", "BPF_PROG_TYPE_SCHED_CLS", features.HaveProgramType(ebpf.SchedCLS), "no packet path", true),
+		dataplane.Checked("tcx", "kernel 6.6", haveTCX(), "the packet path is attached with clsact filters", false),
+		dataplane.Checked("bpf_set_retval", "kernel 5.18", features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval), "connect() to a Service without Backends is refused by the packet path, sendto() fails with EPERM", false),
+		dataplane.Checked("bpf_sock_destroy", "kernel 6.5", haveKfunc("bpf_sock_destroy"), "sockets connected to a removed Backend are not ended", false),
+		dataplane.Checked("netns cookie", "kernel 5.14", haveNetnsCookie(), "no NodePorts on loopback addresses; a client whose sockets and packets are both balanced has an affinity for each", false),
+		dataplane.Checked("path MTU", "kernel 5.12", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnCheckMtu), "a packet that does not fit its path is answered with the next smaller usual MTU", false),
+		dataplane.Checked("coarse clock", "kernel 5.11", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs), "some nanoseconds per packet", false),
 		checkForwarding("net/ipv4/ip_forward"),
 		checkForwarding("net/ipv6/conf/all/forwarding"),
 		checkPorts(o),
 	}
-}
-
-func result(name, detail string, err error, cost string, required bool) dataplane.CheckResult {
-	r := dataplane.CheckResult{Name: name, OK: err == nil, Detail: detail, Required: required}
-	if err != nil {
-		r.Detail, r.Cost = err.Error(), cost
-	}
-	return r
 }
 
 // prepareCheck is prepareBPFFS without making anything.
@@ -68,7 +60,7 @@ func checkCgroup(o Options) dataplane.CheckResult {
 	if err == nil {
 		_, err = cgroupID(root)
 	}
-	return result("cgroup2", root, err, "no load balancing at the socket", true)
+	return dataplane.Checked("cgroup2", root, err, "no load balancing at the socket", true)
 }
 
 func haveBTF() error {
@@ -113,7 +105,7 @@ func checkForwarding(key string) dataplane.CheckResult {
 	if err == nil && strings.TrimSpace(string(b)) == "0" {
 		err = fmt.Errorf("%s is 0: set it with `sysctl -w %s=1`", strings.ReplaceAll(key, "/", "."), strings.ReplaceAll(key, "/", "."))
 	}
-	return result(strings.ReplaceAll(key, "/", "."), "1", err, "packets to Backends of other devices are not forwarded", false)
+	return dataplane.Checked(strings.ReplaceAll(key, "/", "."), "1", err, "packets to Backends of other devices are not forwarded", false)
 }
 
 // checkPorts: a masqueraded flow must not take a port that a process of the
@@ -129,5 +121,5 @@ func checkPorts(o Options) dataplane.CheckResult {
 	if err == nil && low <= o.MasqueradePortMax && o.MasqueradePortMin <= high {
 		err = fmt.Errorf("%s overlap %s %d to %d", ours, key, low, high)
 	}
-	return result("masquerade ports", ours, err, "a masqueraded flow may take the port of a process on the node", false)
+	return dataplane.Checked("masquerade ports", ours, err, "a masqueraded flow may take the port of a process on the node", false)
 }

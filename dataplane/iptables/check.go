@@ -20,29 +20,21 @@ import (
 func Check(o Options) []dataplane.CheckResult {
 	o = o.withDefaults()
 	if err := o.validate(); err != nil {
-		return []dataplane.CheckResult{result("options", "", err, "nothing is done", true)}
+		return []dataplane.CheckResult{dataplane.Checked("options", "", err, "nothing is done", true)}
 	}
 	f := o.Flavour
 	if f == Auto {
 		var err error
 		if f, err = detect(); err != nil {
-			return []dataplane.CheckResult{result("iptables", "", err, "no rule can be written", true)}
+			return []dataplane.CheckResult{dataplane.Checked("iptables", "", err, "no rule can be written", true)}
 		}
 	}
 	checks := []dataplane.CheckResult{checkVersion(f, false), checkVersion(f, true)}
 	for _, feature := range features {
-		checks = append(checks, result(feature.name, "", probe(f, false, feature.rules), feature.cost, feature.required))
+		checks = append(checks, dataplane.Checked(feature.name, "", probe(f, false, feature.rules), feature.cost, feature.required))
 	}
-	checks = append(checks, result("IPv6 NAT", "", probe(f, true, natFeature), "IPv6 Services are not served", false))
+	checks = append(checks, dataplane.Checked("IPv6 NAT", "", probe(f, true, natFeature), "IPv6 Services are not served", false))
 	return append(checks, checkRecent(), checkForwarding("net/ipv4/ip_forward"), checkForwarding("net/ipv6/conf/all/forwarding"))
-}
-
-func result(name, detail string, err error, cost string, required bool) dataplane.CheckResult {
-	r := dataplane.CheckResult{Name: name, OK: err == nil, Detail: detail, Required: required}
-	if err != nil {
-		r.Detail, r.Cost = err.Error(), cost
-	}
-	return r
 }
 
 // feature is a sort of rule that the kernel and the commands must both know.
@@ -100,10 +92,10 @@ func checkVersion(f Flavour, v6 bool) dataplane.CheckResult {
 	name := command(f, v6, "restore")
 	t, err := newTool(f, v6)
 	if err != nil {
-		return result(name, "", err, "no rule can be written", !v6)
+		return dataplane.Checked(name, "", err, "no rule can be written", !v6)
 	}
 	a, b, c := t.one.GetIptablesVersion()
-	return result(name, fmt.Sprintf("version %d.%d.%d", a, b, c), nil, "", !v6)
+	return dataplane.Checked(name, fmt.Sprintf("version %d.%d.%d", a, b, c), nil, "", !v6)
 }
 
 // recentTotal is how many clients an xt_recent list remembers. It can be set
@@ -113,13 +105,13 @@ const recentTotal = "/sys/module/xt_recent/parameters/ip_list_tot"
 func checkRecent() dataplane.CheckResult {
 	v, err := os.ReadFile(recentTotal)
 	if err != nil {
-		return result("clients with affinity", "xt_recent is not loaded: its default is 100 for each Backend", nil, "", false)
+		return dataplane.Checked("clients with affinity", "xt_recent is not loaded: its default is 100 for each Backend", nil, "", false)
 	}
 	n := strings.TrimSpace(string(v))
 	if n == "100" {
 		err = fmt.Errorf("100 for each Backend; more with xt_recent.ip_list_tot=N at boot (modprobe option)")
 	}
-	return result("clients with affinity", n+" for each Backend", err, "of more clients than that the one unseen for longest loses its affinity", false)
+	return dataplane.Checked("clients with affinity", n+" for each Backend", err, "of more clients than that the one unseen for longest loses its affinity", false)
 }
 
 func checkForwarding(key string) dataplane.CheckResult {
@@ -128,5 +120,5 @@ func checkForwarding(key string) dataplane.CheckResult {
 	if err == nil && value == "0" {
 		err = fmt.Errorf("%s is 0", strings.ReplaceAll(key, "/", "."))
 	}
-	return result(key, value, err, "nothing is forwarded to pods and other nodes", false)
+	return dataplane.Checked(key, value, err, "nothing is forwarded to pods and other nodes", false)
 }

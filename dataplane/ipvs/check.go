@@ -37,7 +37,7 @@ func haveIPVS() error {
 func Check(o Options) []dataplane.CheckResult {
 	o = o.withDefaults()
 	ipvsErr := haveIPVS()
-	out := []dataplane.CheckResult{result("IPVS", "netlink family IPVS", ipvsErr, "this dataplane can't work", true)}
+	out := []dataplane.CheckResult{dataplane.Checked("IPVS", "netlink family IPVS", ipvsErr, "this dataplane can't work", true)}
 	var scheduler, dummy, rules error
 	err := inNewNamespace(func() {
 		if ipvsErr == nil {
@@ -47,28 +47,20 @@ func Check(o Options) []dataplane.CheckResult {
 		rules = tryTable(o)
 	})
 	if err != nil {
-		return append(out, result("network namespace", "made for a trial", err, "the rest can't be told", true))
+		return append(out, dataplane.Checked("network namespace", "made for a trial", err, "the rest can't be told", true))
 	}
 	if ipvsErr == nil {
-		out = append(out, result("IPVS scheduler", o.Scheduler, scheduler, "no load balancing with it", true))
+		out = append(out, dataplane.Checked("IPVS scheduler", o.Scheduler, scheduler, "no load balancing with it", true))
 	}
 	out = append(out,
-		result("dummy device", deviceName, dummy, "addresses of Services can't be delivered to IPVS", true),
-		result("nf_tables", "table "+tableName, rules, "no masquerading, refusals and scopes", true))
+		dataplane.Checked("dummy device", deviceName, dummy, "addresses of Services can't be delivered to IPVS", true),
+		dataplane.Checked("nf_tables", "table "+tableName, rules, "no masquerading, refusals and scopes", true))
 	if ipvsErr == nil {
 		for _, s := range o.sysctls() {
 			out = append(out, checkSysctl(s))
 		}
 	}
 	return append(out, checkForwarding("ipv4/ip_forward"), checkForwarding("ipv6/conf/all/forwarding"))
-}
-
-func result(name, detail string, err error, cost string, required bool) dataplane.CheckResult {
-	r := dataplane.CheckResult{Name: name, OK: err == nil, Detail: detail, Required: required}
-	if err != nil {
-		r.Detail, r.Cost = err.Error(), cost
-	}
-	return r
 }
 
 // inNewNamespace runs f on a thread of its own, which ends with it, in a
@@ -136,7 +128,7 @@ func checkSysctl(s sysctl) dataplane.CheckResult {
 	case err == nil && v != s.value:
 		v = fmt.Sprintf("%s; fairlead run sets it to %s", v, s.value)
 	}
-	return result(name, v, err, s.cost, s.key == "ipv4/vs/conntrack")
+	return dataplane.Checked(name, v, err, s.cost, s.key == "ipv4/vs/conntrack")
 }
 
 func checkForwarding(key string) dataplane.CheckResult {
@@ -145,5 +137,5 @@ func checkForwarding(key string) dataplane.CheckResult {
 	if err == nil && v == "0" {
 		err = fmt.Errorf("%s is 0: set it with `sysctl -w %s=1`", name, name)
 	}
-	return result(name, v, err, "packets to Backends of other devices are not forwarded", false)
+	return dataplane.Checked(name, v, err, "packets to Backends of other devices are not forwarded", false)
 }

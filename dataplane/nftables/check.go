@@ -16,21 +16,13 @@ import (
 func Check(o Options) []dataplane.CheckResult {
 	o = o.withDefaults()
 	results := []dataplane.CheckResult{
-		result("nf_tables", "netlink", checkSocket(), "no nftables dataplane", true),
-		result("conntrack", "netlink", checkConntrack(), "flows to removed Backends can't be ended", true),
+		dataplane.Checked("nf_tables", "netlink", checkSocket(), "no nftables dataplane", true),
+		dataplane.Checked("conntrack", "netlink", checkConntrack(), "flows to removed Backends can't be ended", true),
 	}
 	for _, f := range families {
-		results = append(results, result("nftables table "+f.String(), "kernel 5.10", checkFamily(f, o), "no nftables dataplane", true))
+		results = append(results, dataplane.Checked("nftables table "+f.String(), "kernel 5.10", checkFamily(f, o), "no nftables dataplane", true))
 	}
 	return append(results, checkForwarding("net/ipv4/ip_forward"), checkForwarding("net/ipv6/conf/all/forwarding"))
-}
-
-func result(name, detail string, err error, cost string, required bool) dataplane.CheckResult {
-	r := dataplane.CheckResult{Name: name, OK: err == nil, Detail: detail, Required: required}
-	if err != nil {
-		r.Detail, r.Cost = err.Error(), cost
-	}
-	return r
 }
 
 func checkSocket() error {
@@ -82,5 +74,5 @@ func checkForwarding(key string) dataplane.CheckResult {
 	if err == nil && strings.TrimSpace(string(b)) == "0" {
 		err = fmt.Errorf("%s is 0: set it with `sysctl -w %s=1`", name, name)
 	}
-	return result(name, "1", err, "packets to Backends of other devices are not forwarded", false)
+	return dataplane.Checked(name, "1", err, "packets to Backends of other devices are not forwarded", false)
 }
