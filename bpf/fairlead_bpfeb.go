@@ -191,6 +191,7 @@ const (
 	FairleadMapDatagrams             = "datagrams"
 	FairleadMapDrops                 = "drops"
 	FairleadMapFragments             = "fragments"
+	FairleadMapFrontendSwitches      = "frontend_switches"
 	FairleadMapFrontends             = "frontends"
 	FairleadMapInternalSources       = "internal_sources"
 	FairleadMapNetnsAddresses        = "netns_addresses"
@@ -278,23 +279,24 @@ type FairleadProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FairleadMapSpecs struct {
-	Affinity        *ebpf.MapSpec `ebpf:"affinity"`
-	BackendStates   *ebpf.MapSpec `ebpf:"backend_states"`
-	Conntrack       *ebpf.MapSpec `ebpf:"conntrack"`
-	Counters        *ebpf.MapSpec `ebpf:"counters"`
-	Datagrams       *ebpf.MapSpec `ebpf:"datagrams"`
-	Drops           *ebpf.MapSpec `ebpf:"drops"`
-	Fragments       *ebpf.MapSpec `ebpf:"fragments"`
-	Frontends       *ebpf.MapSpec `ebpf:"frontends"`
-	InternalSources *ebpf.MapSpec `ebpf:"internal_sources"`
-	NetnsAddresses  *ebpf.MapSpec `ebpf:"netns_addresses"`
-	NextHops        *ebpf.MapSpec `ebpf:"next_hops"`
-	ScratchRoom     *ebpf.MapSpec `ebpf:"scratch_room"`
-	Services        *ebpf.MapSpec `ebpf:"services"`
-	Settings        *ebpf.MapSpec `ebpf:"settings"`
-	Slots           *ebpf.MapSpec `ebpf:"slots"`
-	SocketFlows     *ebpf.MapSpec `ebpf:"socket_flows"`
-	SourceRanges    *ebpf.MapSpec `ebpf:"source_ranges"`
+	Affinity         *ebpf.MapSpec `ebpf:"affinity"`
+	BackendStates    *ebpf.MapSpec `ebpf:"backend_states"`
+	Conntrack        *ebpf.MapSpec `ebpf:"conntrack"`
+	Counters         *ebpf.MapSpec `ebpf:"counters"`
+	Datagrams        *ebpf.MapSpec `ebpf:"datagrams"`
+	Drops            *ebpf.MapSpec `ebpf:"drops"`
+	Fragments        *ebpf.MapSpec `ebpf:"fragments"`
+	FrontendSwitches *ebpf.MapSpec `ebpf:"frontend_switches"`
+	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
+	InternalSources  *ebpf.MapSpec `ebpf:"internal_sources"`
+	NetnsAddresses   *ebpf.MapSpec `ebpf:"netns_addresses"`
+	NextHops         *ebpf.MapSpec `ebpf:"next_hops"`
+	ScratchRoom      *ebpf.MapSpec `ebpf:"scratch_room"`
+	Services         *ebpf.MapSpec `ebpf:"services"`
+	Settings         *ebpf.MapSpec `ebpf:"settings"`
+	Slots            *ebpf.MapSpec `ebpf:"slots"`
+	SocketFlows      *ebpf.MapSpec `ebpf:"socket_flows"`
+	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
 // FairleadVariableSpecs contains global variables before they are loaded into the kernel.
@@ -324,23 +326,24 @@ func (o *FairleadObjects) Close() error {
 //
 // It can be passed to LoadFairleadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FairleadMaps struct {
-	Affinity        *ebpf.Map `ebpf:"affinity"`
-	BackendStates   *ebpf.Map `ebpf:"backend_states"`
-	Conntrack       *ebpf.Map `ebpf:"conntrack"`
-	Counters        *ebpf.Map `ebpf:"counters"`
-	Datagrams       *ebpf.Map `ebpf:"datagrams"`
-	Drops           *ebpf.Map `ebpf:"drops"`
-	Fragments       *ebpf.Map `ebpf:"fragments"`
-	Frontends       *ebpf.Map `ebpf:"frontends"`
-	InternalSources *ebpf.Map `ebpf:"internal_sources"`
-	NetnsAddresses  *ebpf.Map `ebpf:"netns_addresses"`
-	NextHops        *ebpf.Map `ebpf:"next_hops"`
-	ScratchRoom     *ebpf.Map `ebpf:"scratch_room"`
-	Services        *ebpf.Map `ebpf:"services"`
-	Settings        *ebpf.Map `ebpf:"settings"`
-	Slots           *ebpf.Map `ebpf:"slots"`
-	SocketFlows     *ebpf.Map `ebpf:"socket_flows"`
-	SourceRanges    *ebpf.Map `ebpf:"source_ranges"`
+	Affinity         *ebpf.Map `ebpf:"affinity"`
+	BackendStates    *ebpf.Map `ebpf:"backend_states"`
+	Conntrack        *ebpf.Map `ebpf:"conntrack"`
+	Counters         *ebpf.Map `ebpf:"counters"`
+	Datagrams        *ebpf.Map `ebpf:"datagrams"`
+	Drops            *ebpf.Map `ebpf:"drops"`
+	Fragments        *ebpf.Map `ebpf:"fragments"`
+	FrontendSwitches *ebpf.Map `ebpf:"frontend_switches"`
+	Frontends        *ebpf.Map `ebpf:"frontends"`
+	InternalSources  *ebpf.Map `ebpf:"internal_sources"`
+	NetnsAddresses   *ebpf.Map `ebpf:"netns_addresses"`
+	NextHops         *ebpf.Map `ebpf:"next_hops"`
+	ScratchRoom      *ebpf.Map `ebpf:"scratch_room"`
+	Services         *ebpf.Map `ebpf:"services"`
+	Settings         *ebpf.Map `ebpf:"settings"`
+	Slots            *ebpf.Map `ebpf:"slots"`
+	SocketFlows      *ebpf.Map `ebpf:"socket_flows"`
+	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
 }
 
 func (m *FairleadMaps) Close() error {
@@ -352,6 +355,7 @@ func (m *FairleadMaps) Close() error {
 		m.Datagrams,
 		m.Drops,
 		m.Fragments,
+		m.FrontendSwitches,
 		m.Frontends,
 		m.InternalSources,
 		m.NetnsAddresses,

@@ -19,22 +19,55 @@ static __always_inline __u32 now_seconds(void)
  * on, and nothing new is decided. */
 const volatile bool draining = false;
 
-static __always_inline struct frontend *find_frontend(const struct address *a, __be16 port, __u8 protocol)
+#define FRONTEND_LOOKS 4
+
+static __always_inline __u32 frontend_switch_count(void)
+{
+	__u32 zero = 0;
+	__u32 *n = bpf_map_lookup_elem(&frontend_switches, &zero);
+
+	return n ? *(volatile __u32 *)n : 0;
+}
+
+/* Copies the Frontend to *f; false where there is none.
+ *
+ * The kernel replaces a hash table's element by linking the new one in front
+ * and unlinking the old: who walks the bucket at that moment may meet neither,
+ * and the memory of the old one is another element's at once. So what was seen
+ * while Frontends were being switched counts only if it is still there after. */
+static __always_inline bool find_frontend(const struct address *a, __be16 port, __u8 protocol, struct frontend *f)
 {
 	struct frontend_key key = {};
+	struct frontend *seen, *again;
+	__u32 count;
 
 	if (draining)
-		return 0;
+		return false;
 	key.address = *a;
 	key.port = port;
 	key.protocol = protocol;
-	return bpf_map_lookup_elem(&frontends, &key);
+	count = frontend_switch_count();
+	seen = bpf_map_lookup_elem(&frontends, &key);
+	for (int i = 0; i < FRONTEND_LOOKS; i++) {
+		if (seen)
+			*f = *seen;
+		barrier();
+		if (!(count & 1) && count == frontend_switch_count())
+			break;
+		again = bpf_map_lookup_elem(&frontends, &key);
+		if (again == seen)
+			break;
+		seen = again;
+	}
+	return seen;
 }
 
 /* The entry that claims all other ports of a ClusterIP. */
 static __always_inline bool is_cluster_ip(const struct address *a)
 {
-	return find_frontend(a, 0, 0) != 0;
+	struct frontend f;
+
+	return find_frontend(a, 0, 0, &f);
 }
 
 /* What chose its Backend just while that was removed remembers an even
@@ -79,7 +112,12 @@ static __always_inline bool choose_by_affinity(const struct affinity_key *key, _
 	c->port = e->backend_port;
 	c->flags = e->backend_flags;
 	c->backend = backend;
-	c->generation = e->generation;
+	c->generation = s->generation;
+	barrier();
+	/* Another packet of the client may have replaced the entry meanwhile, and
+	 * another client's have its memory. */
+	if (bpf_map_lookup_elem(&affinity, key) != e)
+		return false;
 	e->last_seen_seconds = now;
 	return true;
 }

@@ -14,6 +14,15 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } frontends SEC(".maps");
 
+/* Odd while Frontends are being switched, even and another number after. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+} frontend_switches SEC(".maps");
+
 /* All Backends of all sets, flattened; each set owns a contiguous range. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -25,6 +25,7 @@ struct scratch {
 	struct conntrack_entry entry; /* the translation to apply */
 	struct tuple key;
 	struct bpf_fib_lookup fib;
+	struct frontend frontend;
 	struct choice choice;
 	__u32 reason;  /* enum drop_reason, of REJECT_PACKET and DROP_PACKET */
 	__u8 head[64]; /* headers being built */

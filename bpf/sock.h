@@ -87,9 +87,9 @@ static __always_inline enum verdict sock_decide(struct bpf_sock_addr *ctx, bool 
 	struct address client = {};
 	struct node_settings *conf;
 	enum verdict v;
-	struct frontend *f = find_frontend(to, ctx->user_port, ctx->protocol);
+	struct frontend f;
 
-	if (!f) {
+	if (!find_frontend(to, ctx->user_port, ctx->protocol, &f)) {
 		if (!is_cluster_ip(to))
 			return NOT_A_FRONTEND;
 		*reason = DROP_UNKNOWN_PORT;
@@ -103,12 +103,12 @@ static __always_inline enum verdict sock_decide(struct bpf_sock_addr *ctx, bool 
 			return NOT_A_FRONTEND;
 	}
 	/* Only the packet path knows the source address to check. */
-	if (f->flags & FRONTEND_SOURCE_RANGES)
+	if (f.flags & FRONTEND_SOURCE_RANGES)
 		return NOT_A_FRONTEND;
-	if (f->affinity_seconds)
+	if (f.affinity_seconds)
 		sock_client(ctx, ipv6 && !address_is_ipv4(to), &client);
-	*service = f->service;
-	v = choose_backend(f, &f->internal, &client, c);
+	*service = f.service;
+	v = choose_backend(&f, &f.internal, &client, c);
 	if (v == CHOSEN)
 		return v;
 	*reason = DROP_NO_BACKENDS;

@@ -205,16 +205,16 @@ static __always_inline enum outcome keep_apart(struct scratch *s)
 static __always_inline enum outcome decide_new(struct scratch *s, enum side side)
 {
 	const struct tuple *t = &s->packet.tuple;
-	struct frontend *f;
+	bool found;
 
 	if (!is_host_source(&t->source))
 		return LEAVE;
-	f = find_frontend(&t->destination, t->destination_port, t->protocol);
+	found = find_frontend(&t->destination, t->destination_port, t->protocol, &s->frontend);
 	s->reason = DROP_FRAGMENT;
 	if (s->packet.later_fragment)
-		return f ? DROP_PACKET : LEAVE;
-	if (f)
-		return begin_flow(s, f, side);
+		return found ? DROP_PACKET : LEAVE;
+	if (found)
+		return begin_flow(s, &s->frontend, side);
 	if (t->protocol == IPPROTO_TCP && (s->packet.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return LEAVE;
 	s->reason = DROP_UNKNOWN_PORT;

@@ -28,6 +28,7 @@ type Dataplane struct {
 	programs *bpf.FairleadPrograms
 	slots    []bpf.FairleadSlot         // the mapped slots map
 	states   []bpf.FairleadBackendState // the mapped backend_states map
+	switches *uint32                    // the mapped frontend_switches map
 	mapped   [][]byte
 	cpus     int
 
@@ -132,18 +133,21 @@ func prepareBPFFS(o Options) error {
 }
 
 func (d *Dataplane) mapMemory() error {
-	slots, err := mapArray(d.maps["slots"], unix.PROT_READ|unix.PROT_WRITE)
-	if err != nil {
-		return err
+	for _, m := range []struct {
+		name string
+		use  func(mem []byte)
+	}{
+		{"slots", func(mem []byte) { d.slots = sliceOf[bpf.FairleadSlot](mem, d.options.SlotsMax) }},
+		{"backend_states", func(mem []byte) { d.states = sliceOf[bpf.FairleadBackendState](mem, d.options.SlotsMax) }},
+		{"frontend_switches", func(mem []byte) { d.switches = &sliceOf[uint32](mem, 1)[0] }},
+	} {
+		mem, err := mapArray(d.maps[m.name], unix.PROT_READ|unix.PROT_WRITE)
+		if err != nil {
+			return err
+		}
+		d.mapped = append(d.mapped, mem)
+		m.use(mem)
 	}
-	d.mapped = append(d.mapped, slots)
-	d.slots = sliceOf[bpf.FairleadSlot](slots, d.options.SlotsMax)
-	states, err := mapArray(d.maps["backend_states"], unix.PROT_READ|unix.PROT_WRITE)
-	if err != nil {
-		return err
-	}
-	d.mapped = append(d.mapped, states)
-	d.states = sliceOf[bpf.FairleadBackendState](states, d.options.SlotsMax)
 	return nil
 }
 
@@ -184,6 +188,7 @@ func (d *Dataplane) Sync(ctx context.Context, t *dataplane.Table) (int, error) {
 		}
 	}
 	changed, err := d.apply(c)
+	defer d.switching()()
 	for _, key := range strays {
 		if e := d.maps["frontends"].Delete(key); e == nil {
 			changed++

@@ -17,7 +17,7 @@ import (
 // Names of the maps that are pinned, and so survive the agent. scratch_room is
 // not: it holds nothing between two packets.
 var pinnedMaps = []string{
-	"frontends", "slots", "backend_states", "services", "counters", "drops", "conntrack", "affinity",
+	"frontends", "frontend_switches", "slots", "backend_states", "services", "counters", "drops", "conntrack", "affinity",
 	"socket_flows", "datagrams", "source_ranges", "internal_sources", "fragments", "netns_addresses", "settings",
 }
 

@@ -188,6 +188,29 @@ func TestDriftIsRepairedAndCounted(t *testing.T) {
 	l.holds(tab)
 }
 
+// The programs look twice at what is being switched (bpf/switch_test.go).
+func TestProgramsAreToldWhenFrontendsAreSwitched(t *testing.T) {
+	l := newLab(t)
+	d := l.open()
+	ctx := context.Background()
+	for i, backend := range []string{"10.244.1.1:80", "10.244.1.2:80", "10.244.1.3:80"} {
+		a := clusterIP("a", "10.96.0.1:80", dataplane.TCP, backends(backend)...)
+		before := *d.switches
+		var err error
+		if i == 0 {
+			_, err = d.Sync(ctx, table(a))
+		} else {
+			err = d.Apply(ctx, dataplane.Change{Services: map[dataplane.ServiceName]*dataplane.Service{a.Name: a}})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := *d.switches; n%2 != 0 || n == before {
+			t.Errorf("frontend_switches was %d and is %d after Backend %s came, want another even number", before, n, backend)
+		}
+	}
+}
+
 func TestFullMapIsOneClearErrorAndTheRestIsInForce(t *testing.T) {
 	ctx := context.Background()
 	for _, tc := range []struct {

@@ -20,8 +20,10 @@ import (
 func (d *Dataplane) write(plans []*plan) error {
 	failed := map[dataplane.ServiceName]error{}
 	plans = d.writeFresh(plans, failed)
+	switched := d.switching()
 	d.switchFrontends(plans, failed)
 	d.deleteFrontends(plans, failed)
+	switched()
 	for _, p := range plans {
 		d.retire(p)
 		d.remember(p)
@@ -124,6 +126,15 @@ func (d *Dataplane) frontendError(key bpf.FairleadFrontendKey, err error) error 
 		return fmt.Errorf("program Frontend %s: map frontends is full (%d entries): raise --frontends-max", decodeKey(key), d.options.FrontendsMax)
 	}
 	return fmt.Errorf("program Frontend %s: %w", decodeKey(key), err)
+}
+
+// switching tells the programs that Frontends are being replaced, until the
+// function it gives is called: they look twice (bpf/lb.h). An agent that is
+// killed between the two leaves them looking twice, which is only slower.
+func (d *Dataplane) switching() (done func()) {
+	n := *d.switches | 1
+	atomic.StoreUint32(d.switches, n)
+	return func() { atomic.StoreUint32(d.switches, n+1) }
 }
 
 // deleteFrontends removes keys that their Service gave up, unless another

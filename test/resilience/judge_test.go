@@ -149,7 +149,7 @@ func (k *killTown) removed(r *record, of func(netip.AddrPort) bool) bool {
 // wantedPins are the pins of one agent, for the hooks that were counted.
 func (k *killTown) wantedPins(hooks map[string]int) []string {
 	pins := []string{"fairlead", "fairlead/links", "fairlead/maps"}
-	for _, m := range []string{"affinity", "backend_states", "conntrack", "counters", "datagrams", "drops", "fragments", "frontends",
+	for _, m := range []string{"affinity", "backend_states", "conntrack", "counters", "datagrams", "drops", "fragments", "frontend_switches", "frontends",
 		"internal_sources", "netns_addresses", "services", "settings", "slots", "socket_flows", "source_ranges"} {
 		pins = append(pins, "fairlead/maps/"+m)
 	}
