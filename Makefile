@@ -88,8 +88,9 @@ resilience:
 	$(GO) test -timeout 20m -v ./test/resilience | .ci/summary
 
 manifests:
-	@if ls manifests/*rules*.yaml >/dev/null 2>&1; then promtool check rules manifests/*rules*.yaml; fi
-	@if ls manifests/*rules_test.yaml >/dev/null 2>&1; then promtool test rules manifests/*rules_test.yaml; fi
+	promtool check rules manifests/prometheus/rules.yaml
+	promtool test rules manifests/prometheus/rules_test.yaml
+	$(GO) test ./manifests/...
 
 ## Against a real etcd and kube-apiserver, built as Go modules and cached.
 e2e:

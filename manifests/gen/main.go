@@ -7,12 +7,14 @@
 //   - prometheus/prometheusrule.yaml, the rules of prometheus/rules.yaml as an
 //     object of the Prometheus operator.
 //
-// Run it as `go run ./manifests/gen`.
+// Run it as `go run ./manifests/gen`. With -render DIR it writes nothing but
+// prints what that kustomization creates, for whom has no kubectl.
 package main
 
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -34,10 +36,27 @@ spec:
 `
 
 func main() {
-	if err := run("manifests"); err != nil {
+	kustomization := flag.String("render", "", "print what the kustomization in `DIR` creates")
+	flag.Parse()
+	err := error(nil)
+	if *kustomization == "" {
+		err = run("manifests")
+	} else {
+		err = printRendered(*kustomization)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "gen:", err)
 		os.Exit(1)
 	}
+}
+
+func printRendered(dir string) error {
+	text, err := render(dir)
+	if err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(text)
+	return err
 }
 
 func run(dir string) error {

@@ -86,8 +86,14 @@ func TestTheConfigurationOfTheConfigMapIsValid(t *testing.T) {
 	if err := yaml.Unmarshal(text, &m); err != nil {
 		t.Fatal(err)
 	}
+	loadConfig(t, m.Data["config.yaml"])
+}
+
+// loadConfig checks a file of the agent's: valid, with nothing to warn of.
+func loadConfig(t *testing.T, text string) {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
-	if err := os.WriteFile(file, []byte(m.Data["config.yaml"]), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	c, warnings, err := config.Load(file)
