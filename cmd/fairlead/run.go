@@ -162,6 +162,12 @@ func controllerOptions(c *config.Configuration) (o controller.Options, err error
 		Profiling:          c.Profiling,
 		Version:            readBuildInfo().Version,
 	}
+	if o.Compile.ExternalIPs.Deny, o.Compile.ExternalIPs.Only, err = c.ExternalIPPolicy(); err != nil {
+		return o, err
+	}
+	if o.Compile.LoadBalancerIPs.Deny, o.Compile.LoadBalancerIPs.Only, err = c.LoadBalancerIPPolicy(); err != nil {
+		return o, err
+	}
 	if o.NodeIPs, err = c.NodeIPs(); err != nil {
 		return o, err
 	}

@@ -22,6 +22,9 @@ func addRunFlags(f *pflag.FlagSet, c *config.Configuration) {
 	f.Var(listFlag{&c.ClusterCIDR}, "cluster-cidr", "`CIDRs` of pods (default: those of the Node object)")
 	f.Var(listFlag{&c.NodePortAddresses}, "nodeport-addresses", "`CIDRs` and the words primary, localhost, all: the addresses that take NodePort traffic (default: all of the node's)")
 
+	f.Var(listFlag{&c.ExternalIPs}, "external-ips", "which externalIPs of Services are served: allow, deny or `CIDRs` (default allow; see docs/security.md)")
+	f.Var(listFlag{&c.LoadBalancerIPs}, "load-balancer-ips", "which load balancers' addresses (status.loadBalancer) are served: allow, deny or `CIDRs` (default allow)")
+
 	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", c.MetricsBindAddress, "`IP:PORT` of /metrics; empty turns it off")
 	f.StringVar(&c.HealthzBindAddress, "healthz-bind-address", c.HealthzBindAddress, "`IP:PORT` of /healthz and /livez; empty turns it off")
 	f.BoolVar(&c.Profiling, "profiling", c.Profiling, "serve /debug/pprof/ on the metrics address")

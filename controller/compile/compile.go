@@ -31,7 +31,8 @@ const (
 	DefaultMaxFrontendsPerService = 65535
 )
 
-// Options are the limits that keep one absurd object from filling a node.
+// Options are the limits that keep one absurd object from filling a node, and
+// what Services may claim.
 type Options struct {
 	// MaxBackendsPerSet cuts a BackendSet that is longer; what is left out is
 	// a Problem. 0: DefaultMaxBackendsPerSet.
@@ -39,6 +40,9 @@ type Options struct {
 	// MaxFrontendsPerService cuts a Service with more Frontends; what is left
 	// out is a Problem. 0: DefaultMaxFrontendsPerService.
 	MaxFrontendsPerService int
+	// ExternalIPs is about spec.externalIPs, LoadBalancerIPs about
+	// status.loadBalancer.ingress. What they refuse is a Problem.
+	ExternalIPs, LoadBalancerIPs AddressPolicy
 }
 
 // Compiler holds what was set, and what it compiled to. It is made by New and

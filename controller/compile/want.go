@@ -22,7 +22,7 @@ type want struct {
 
 // wants lists what o asks for, sorted by key, each key once.
 func (c *Compiler) wants(o *owner) (ws []want, reasons []string) {
-	w := wanter{node: &c.node, limit: c.opts.MaxFrontendsPerService}
+	w := wanter{node: &c.node, opts: &c.opts}
 	if o.service != nil {
 		w.service(o.service)
 	}
@@ -35,14 +35,14 @@ func (c *Compiler) wants(o *owner) (ws []want, reasons []string) {
 
 type wanter struct {
 	node    *nodeView
-	limit   int
+	opts    *Options
 	out     []want
 	reasons []string
 	dropped int
 }
 
 func (w *wanter) add(a netip.Addr, port uint16, proto dataplane.Protocol, k dataplane.Kind, index int) {
-	if len(w.out) >= w.limit {
+	if len(w.out) >= w.opts.MaxFrontendsPerService {
 		w.dropped++
 		return
 	}
@@ -80,10 +80,26 @@ func (w *wanter) everyPort(s *service, addrs []netip.Addr, k dataplane.Kind) {
 			w.reasons = append(w.reasons, fmt.Sprintf("%v %s is %s, which no Service can claim; it is ignored", k, a, why))
 			continue
 		}
+		if !w.policy(k).allows(a) {
+			w.reasons = append(w.reasons, fmt.Sprintf("%v %s is not among those that this node's agent lets Services claim; it is ignored", k, a))
+			continue
+		}
 		for i := range s.ports {
 			w.add(a, s.ports[i].port, s.ports[i].protocol, k, i)
 		}
 	}
+}
+
+// policy is the one for a kind. ClusterIPs are given by the API server, or the
+// directory's Source, and need none.
+func (w *wanter) policy(k dataplane.Kind) AddressPolicy {
+	switch k {
+	case dataplane.ExternalIP:
+		return w.opts.ExternalIPs
+	case dataplane.LoadBalancer:
+		return w.opts.LoadBalancerIPs
+	}
+	return AddressPolicy{}
 }
 
 func (w *wanter) pod(p *pod) {
@@ -124,6 +140,6 @@ func (w *wanter) settle() {
 	}
 	w.out = kept
 	if w.dropped > 0 {
-		w.reasons = append(w.reasons, fmt.Sprintf("more than %d Frontends; %d are left out", w.limit, w.dropped))
+		w.reasons = append(w.reasons, fmt.Sprintf("more than %d Frontends; %d are left out", w.opts.MaxFrontendsPerService, w.dropped))
 	}
 }

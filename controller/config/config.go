@@ -42,6 +42,12 @@ type Configuration struct {
 	// NodePortAddresses are CIDRs and the words primary, localhost and all.
 	NodePortAddresses List `json:"nodePortAddresses" flag:"nodeport-addresses"`
 
+	// ExternalIPs and LoadBalancerIPs say which spec.externalIPs and which
+	// status.loadBalancer.ingress IPs are served: allow, deny or CIDRs. Empty:
+	// allow.
+	ExternalIPs     List `json:"externalIPs" flag:"external-ips"`
+	LoadBalancerIPs List `json:"loadBalancerIPs" flag:"load-balancer-ips"`
+
 	// MetricsBindAddress and HealthzBindAddress are HOST:PORT, or HOST for the
 	// usual port. Empty: not served.
 	MetricsBindAddress string `json:"metricsBindAddress" flag:"metrics-bind-address"`

@@ -61,7 +61,7 @@ func (c *Configuration) Validate() error {
 			return &InvalidError{e.flag, e.value, strings.Join(e.allowed[:last], ", ") + " or " + e.allowed[last]}
 		}
 	}
-	for _, check := range []func() error{c.validateAddresses, c.validateNumbers, c.validatePaths, c.validatePods} {
+	for _, check := range []func() error{c.validateAddresses, c.validateClaims, c.validateNumbers, c.validatePaths, c.validatePods} {
 		if err := check(); err != nil {
 			return err
 		}
