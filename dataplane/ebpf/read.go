@@ -21,7 +21,8 @@ import (
 
 // Reader reads the pinned maps of an agent, which may be dead.
 type Reader struct {
-	maps map[string]*ebpf.Map
+	maps   map[string]*ebpf.Map
+	pinDir string
 }
 
 var _ dataplane.Reader = (*Reader)(nil)
@@ -29,9 +30,9 @@ var _ dataplane.Reader = (*Reader)(nil)
 // Read opens what an agent pinned below bpffs, and only reads it.
 func Read(bpffs string) (*Reader, error) {
 	o := Options{BPFFS: bpffs}.withDefaults()
-	r := &Reader{maps: map[string]*ebpf.Map{}}
+	r := &Reader{maps: map[string]*ebpf.Map{}, pinDir: o.pinDir()}
 	for _, name := range pinnedMaps {
-		if name == "socket_flows" { // lives with the sockets: nothing to list
+		if slices.Contains(notRead, name) {
 			continue
 		}
 		path := filepath.Join(o.pinDir(), "maps", name)
@@ -56,9 +57,11 @@ func (r *Reader) Close() error {
 	return nil
 }
 
-func (r *Reader) names() (map[uint32]portID, error) {
+func (r *Reader) names() (map[uint32]portID, error) { return readNames(r.maps["services"]) }
+
+func readNames(services *ebpf.Map) (map[uint32]portID, error) {
 	names := map[uint32]portID{}
-	err := eachEntry(r.maps["services"], func(id uint32, n *bpf.FairleadServiceNames) { names[id] = decodeNames(n) })
+	err := eachEntry(services, func(id uint32, n *bpf.FairleadServiceNames) { names[id] = decodeNames(n) })
 	if err != nil {
 		return nil, fmt.Errorf("read map services: %w", err)
 	}
