@@ -109,6 +109,38 @@ func (w *worker) targets(c *corev1.Container, o *podstatus.Container) (targets [
 	return targets
 }
 
+// probed says whether each probe that matters to readiness was asked since it is
+// known here.
+func (w *worker) probed() bool {
+	asked := func(specs []corev1.Container) bool {
+		for i := range specs {
+			c := &specs[i]
+			o := w.observed.NewestActive(c.Name)
+			if o == nil || o.State != podstatus.Running {
+				continue
+			}
+			if c.StartupProbe != nil && w.r.prober.Result(w.uid, o.ID, probe.Startup) != probe.Success {
+				if !w.r.prober.Asked(w.uid, o.ID, probe.Startup) {
+					return false
+				}
+				continue // before it has started nothing else is asked
+			}
+			if c.ReadinessProbe != nil && !w.r.prober.Asked(w.uid, o.ID, probe.Readiness) {
+				return false
+			}
+		}
+		return true
+	}
+	return asked(w.pod.Spec.Containers) && asked(w.pod.Spec.InitContainers)
+}
+
+// settled: the Pod did not run when the agent began, or its probes have told.
+func (w *worker) settled() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.inbox.listed == nil || w.inbox.removed || w.shown.probed || w.shown.status.Phase == corev1.PodFailed || w.shown.status.Phase == corev1.PodSucceeded
+}
+
 // knownResult is what the status that the Pod came with says of the container,
 // where it is the same one: a restart of the agent makes none unready.
 func (w *worker) knownResult(k probe.Kind, o *podstatus.Container) probe.Result {

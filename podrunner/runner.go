@@ -285,6 +285,38 @@ func (r *Runner) OnSynced() {
 	r.poke()
 }
 
+// Settle waits until the Pods that ran already when the Runner began, and were
+// told of before, have reported what their probes say: all were asked once. It
+// waits for at most that long, or until ctx ends.
+func (r *Runner) Settle(ctx context.Context, atMost time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
+	select {
+	case <-ctx.Done():
+		return
+	case <-r.ready:
+	}
+	for !r.settled() {
+		select {
+		case <-ctx.Done():
+			r.log.Info("some Pods that ran already have not answered their probes yet", "waited", atMost)
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func (r *Runner) settled() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, w := range r.workers {
+		if !w.settled() {
+			return false
+		}
+	}
+	return true
+}
+
 // Pods are the Pods of this node, those that are being ended too, with their
 // current status. They are the caller's.
 func (r *Runner) Pods() []*corev1.Pod {

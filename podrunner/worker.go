@@ -82,6 +82,8 @@ type shown struct {
 	status     corev1.PodStatus
 	containers []podstatus.Container
 	sandbox    string
+	// probed: the status is of a time when all probes had been asked.
+	probed bool
 }
 
 func (r *Runner) newWorker(uid types.UID, key types.NamespacedName) *worker {
@@ -231,7 +233,11 @@ func (w *worker) sync(ctx context.Context) (next time.Time, done bool) {
 	if !w.admit() {
 		return time.Time{}, false
 	}
+	probed := w.probed()
 	w.report()
+	w.mu.Lock()
+	w.shown.probed = probed
+	w.mu.Unlock()
 	return earlier(next, w.act(ctx, in.refresh)), false
 }
 

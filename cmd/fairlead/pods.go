@@ -228,15 +228,19 @@ type teeSource struct {
 }
 
 func (s teeSource) Run(ctx context.Context, h source.Handler) error {
-	return s.Source.Run(ctx, &tee{Handler: h, pods: s.pods})
+	return s.Source.Run(ctx, &tee{Handler: h, pods: s.pods, ctx: ctx})
 }
 
 type tee struct {
 	source.Handler
 	pods *pods
+	ctx  context.Context // of the Source's Run
 }
 
-var _ source.ConfigHandler = (*tee)(nil)
+var (
+	_ source.ConfigHandler  = (*tee)(nil)
+	_ source.HoldingHandler = (*tee)(nil)
+)
 
 func (t *tee) OnPod(key types.NamespacedName, p *corev1.Pod) {
 	t.Handler.OnPod(key, p)
@@ -246,6 +250,22 @@ func (t *tee) OnPod(key types.NamespacedName, p *corev1.Pod) {
 func (t *tee) OnSynced() {
 	t.Handler.OnSynced()
 	t.pods.runner.OnSynced()
+}
+
+// settleAtMost bounds how long the kernel keeps what an earlier agent left in it.
+const settleAtMost = 10 * time.Second
+
+// OnHeld is asked by a directory, which does not know what is ready: until the
+// Pods that run were asked, the kernel stays as it is, so that a restart of the
+// agent takes no Backend away.
+func (t *tee) OnHeld() <-chan struct{} {
+	t.pods.runner.OnSynced()
+	settled := make(chan struct{})
+	go func() {
+		defer close(settled)
+		t.pods.runner.Settle(t.ctx, settleAtMost)
+	}()
+	return settled
 }
 
 func (t *tee) OnService(key types.NamespacedName, s *corev1.Service) {

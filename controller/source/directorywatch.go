@@ -76,7 +76,7 @@ func (w *watcher) run(ctx context.Context) error {
 	}
 	w.d.forgetMissing(time.Now())
 	w.d.synced = true
-	w.d.h.OnSynced()
+	held := w.hold()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -92,9 +92,23 @@ func (w *watcher) run(ctx context.Context) error {
 			w.all = true
 		case <-w.d.poke:
 		case <-timer.C:
+		case <-held:
+			_ = w.round(time.Now()) // with what the Handler told before
+			held = nil
+			w.d.h.OnSynced()
+			continue
 		}
 		_ = w.round(time.Now()) // State tells
 	}
+}
+
+// hold asks the Handler what to wait for before OnSynced.
+func (w *watcher) hold() (release <-chan struct{}) {
+	if h, ok := w.d.h.(HoldingHandler); ok {
+		return h.OnHeld()
+	}
+	w.d.h.OnSynced()
+	return nil
 }
 
 // deadline is when to look again without an event.

@@ -37,6 +37,14 @@ type ConfigHandler interface {
 	OnSecret(key types.NamespacedName, s *corev1.Secret)
 }
 
+// HoldingHandler is a Handler that knows more of the Pods than their manifests,
+// and needs a moment for that. A Source without a status of Pods calls OnHeld
+// once, when it has delivered what existed at the start, and OnSynced when that
+// channel is closed.
+type HoldingHandler interface {
+	OnHeld() (release <-chan struct{})
+}
+
 // Source delivers objects until its context ends.
 type Source interface {
 	// Name says what the Source reads, for logs and metrics: "apiserver

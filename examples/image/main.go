@@ -13,9 +13,9 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
@@ -50,8 +50,14 @@ func write(ref, binary, out string) error {
 	if err != nil {
 		return fmt.Errorf("make the image: %w", err)
 	}
-	image, err = mutate.Config(image, v1.Config{Entrypoint: []string{entrypoint}})
+	config, err := image.ConfigFile()
 	if err != nil {
+		return fmt.Errorf("configure the image: %w", err)
+	}
+	// Without these a runtime leaves the image out, as one for other machines.
+	config.OS, config.Architecture = "linux", runtime.GOARCH
+	config.Config.Entrypoint = []string{entrypoint}
+	if image, err = mutate.ConfigFile(image, config); err != nil {
 		return fmt.Errorf("configure the image: %w", err)
 	}
 	return tarball.WriteToFile(out, tag, image)

@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Responder answers HTTP and UDP requests with its name and the client address
-// that it sees. It stands in for an application in the demo.
+// that it sees. It stands in for an application in the demo. With -get it is a
+// client instead.
 package main
 
 import (
+	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -19,7 +25,15 @@ func main() {
 	name := flag.String("name", "", "`NAME` to answer with")
 	listen := flag.String("listen", ":8080", "`ADDRESS` for TCP and UDP")
 	message := flag.String("message", "", "`FILE` with a message to answer with too, read for each request")
+	url := flag.String("get", "", "ask this `URL`, print the answer and exit")
 	flag.Parse()
+	log.SetFlags(0)
+	if *url != "" {
+		if err := get(*url); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	udp, err := net.ListenPacket("udp", *listen)
 	if err != nil {
 		log.Fatal(err)
@@ -50,7 +64,34 @@ func main() {
 			fmt.Fprintln(w)
 		}),
 	}
-	log.Fatal(server.ListenAndServe())
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	ended := make(chan error, 1)
+	context.AfterFunc(ctx, func() {
+		// Who asks now, asks because it has not heard yet that this one ends.
+		time.Sleep(200 * time.Millisecond)
+		within, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		ended <- server.Shutdown(within)
+	})
+	log.Printf("%s listens on %s", *name, *listen)
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		log.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		log.Fatal(err)
+	}
+}
+
+func get(url string) error {
+	client := http.Client{Timeout: 5 * time.Second}
+	resp, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(os.Stdout, resp.Body)
+	return err
 }
 
 type writerTo struct {

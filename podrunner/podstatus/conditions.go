@@ -164,7 +164,7 @@ func (in *Input) containersReady(s *corev1.PodStatus) corev1.PodCondition {
 	case s.Phase == corev1.PodSucceeded && len(unknown) == 0:
 		c.Reason = reasonCompleted
 		return c
-	case s.Phase == corev1.PodFailed:
+	case s.Phase == corev1.PodFailed, in.Failed != nil:
 		c.Reason = reasonFailed
 		return c
 	}

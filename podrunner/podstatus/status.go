@@ -44,7 +44,8 @@ type Input struct {
 	Previous corev1.PodStatus
 	// Terminal: no container is started any more.
 	Terminal bool
-	// Failed overrides the phase.
+	// Failed overrides the phase when no container runs any more. Until then the
+	// Pod is not ready.
 	Failed *Failure
 	// Extra are conditions to set: of a resize, DisruptionTarget.
 	Extra   []corev1.PodCondition
@@ -89,7 +90,7 @@ func (in *Input) phase(s *corev1.PodStatus) {
 	if s.Phase == in.Previous.Phase {
 		s.Reason, s.Message = in.Previous.Reason, in.Previous.Message
 	}
-	if in.Failed != nil {
+	if in.Failed != nil && (in.Terminal || in.Observed.Running() == 0) {
 		s.Phase, s.Reason, s.Message = corev1.PodFailed, in.Failed.Reason, in.Failed.Message
 	}
 }

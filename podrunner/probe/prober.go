@@ -70,8 +70,8 @@ func (t *Target) spec() *corev1.Probe {
 type Options struct {
 	// Exec runs a command in a container; exit is its code where err is nil.
 	Exec func(ctx context.Context, id string, command []string, timeout time.Duration) (output []byte, exit int, err error)
-	// Changed is called when a probe's result is another than before. It must
-	// not block.
+	// Changed is called when a probe's result is another than before, and when it
+	// was asked for the first time. It must not block.
 	Changed func(pod types.UID)
 	// Unhealthy is called for each single try that failed or warned, for an
 	// Event: reason is "Unhealthy" or "ProbeWarning". May be nil.
@@ -100,6 +100,7 @@ type entry struct {
 	// held: not asked any more, or not yet (until the startup probe succeeds).
 	held   bool
 	result Result
+	asked  bool
 	// last is the last single result, run how often it came in a row.
 	last Result
 	run  int32
@@ -219,6 +220,19 @@ func (p *Prober) Result(pod types.UID, containerID string, k Kind) Result {
 	return p.resultOf(pod, containerID, k)
 }
 
+// Asked says whether a container's probe has answered once, whatever that means
+// for its result.
+func (p *Prober) Asked(pod types.UID, containerID string, k Kind) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.pods[pod] {
+		if e.ContainerID == containerID && e.Kind == k {
+			return e.asked
+		}
+	}
+	return false
+}
+
 func (p *Prober) resultOf(pod types.UID, containerID string, k Kind) Result {
 	for _, e := range p.pods[pod] {
 		if e.ContainerID == containerID && e.Kind == k {
@@ -282,10 +296,11 @@ func (p *Prober) try(ctx context.Context, e *entry, t *Target) {
 	}
 	p.mu.Lock()
 	e.running = false
-	changed := false
+	changed := !e.asked
+	e.asked = true
 	if !e.gone {
 		if err == nil {
-			changed = p.count(e, spec, a.ok)
+			changed = p.count(e, spec, a.ok) || changed
 		}
 		if !e.held {
 			e.due = e.due.Add(period(spec))
