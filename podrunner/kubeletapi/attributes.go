@@ -8,12 +8,14 @@ import (
 )
 
 // Access is what a request wants: a verb on a subresource of this Node, as
-// "get nodes/metrics".
+// "get nodes/metrics", or on a URL path.
 type Access struct {
 	User        User
 	Verb        string
 	Node        string
 	Subresource string
+	// Path is the URL path (nonResourceURLs of RBAC); empty: the Node is meant.
+	Path string
 }
 
 // fineGrained are the subresources that suffice besides nodes/proxy (KEP-2862).

@@ -41,9 +41,13 @@ func (a *Authorizer) Authorize(ctx context.Context, want Access) (bool, error) {
 	return a.answers.ask(ctx, string(key), func(ctx context.Context) (bool, time.Duration, error) {
 		spec := authorizationv1.SubjectAccessReviewSpec{
 			User: want.User.Name, UID: want.User.UID, Groups: want.User.Groups,
-			ResourceAttributes: &authorizationv1.ResourceAttributes{
+		}
+		if want.Path != "" {
+			spec.NonResourceAttributes = &authorizationv1.NonResourceAttributes{Verb: want.Verb, Path: want.Path}
+		} else {
+			spec.ResourceAttributes = &authorizationv1.ResourceAttributes{
 				Verb: want.Verb, Version: "v1", Resource: "nodes", Subresource: want.Subresource, Name: want.Node,
-			},
+			}
 		}
 		for k, v := range want.User.Extra {
 			if spec.Extra == nil {

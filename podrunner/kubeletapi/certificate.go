@@ -139,14 +139,43 @@ func fits(c *x509.Certificate, hostname string, addresses []netip.Addr) bool {
 	return true
 }
 
+// SelfSignedInMemory is SelfSigned for a process that may write nowhere: each
+// one has another certificate, good for a year.
+func SelfSignedInMemory(hostname string, addresses []netip.Addr) (GetCertificate, error) {
+	cert, key, err := selfSigned(hostname, addresses)
+	if err != nil {
+		return nil, fmt.Errorf("make a serving certificate: %w", err)
+	}
+	c, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("make a serving certificate: %w", err)
+	}
+	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &c, nil }, nil
+}
+
 func writeSelfSigned(certFile, keyFile, hostname string, addresses []netip.Addr) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	cert, key, err := selfSigned(hostname, addresses)
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(filepath.Dir(keyFile), 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile(keyFile, key, 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(certFile, cert, 0o644)
+}
+
+// selfSigned makes a certificate and its key, in PEM.
+func selfSigned(hostname string, addresses []netip.Addr) (certPEM, keyPEM []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	t := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: hostname},
@@ -156,19 +185,13 @@ func writeSelfSigned(certFile, keyFile, hostname string, addresses []netip.Addr)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, t, &key.PublicKey, key)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	keyDER, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	if err := os.MkdirAll(filepath.Dir(keyFile), 0o700); err != nil {
-		return err
-	}
-	if err := os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
-		return err
-	}
-	return os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}), nil
 }
 
 func netIPs(addresses []netip.Addr) (out []net.IP) {
