@@ -60,7 +60,7 @@ func newRunCommand() *cobra.Command {
 			}
 			log := newLogger(&c, cmd.ErrOrStderr())
 			warnKeys(log, file, warnings)
-			return run(cmd.Context(), &c, log)
+			return run(cmd.Context(), &c, log, migration{})
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "`FILE` with a FairleadConfiguration or a KubeProxyConfiguration; explicit flags win over it")
@@ -100,8 +100,9 @@ func checkRun(c *config.Configuration) error {
 	return c.Complete()
 }
 
-// run wires the agent together and serves until ctx ends.
-func run(ctx context.Context, c *config.Configuration, log *slog.Logger) (err error) {
+// run wires the agent together and serves until ctx ends, or until a migration
+// is done.
+func run(ctx context.Context, c *config.Configuration, log *slog.Logger, m migration) (err error) {
 	log.Info("starting", "version", readBuildInfo().Version, "node", c.NodeName)
 	src, release, err := openSource(ctx, c, log)
 	if err != nil {
@@ -113,12 +114,7 @@ func run(ctx context.Context, c *config.Configuration, log *slog.Logger) (err er
 		return stopped(ctx, err)
 	}
 	defer lock.Close()
-	t, why, err := choose(c)
-	if err != nil {
-		return err
-	}
-	log.Info("dataplane chosen", "dataplane", t.name, "why", why)
-	dp, collector, err := newDataplane(ctx, t, c, log)
+	dp, collector, err := m.newDataplane(ctx, c, log)
 	if err != nil {
 		return stopped(ctx, err)
 	}
@@ -139,7 +135,13 @@ func run(ctx context.Context, c *config.Configuration, log *slog.Logger) (err er
 	}
 	o.Source, o.Dataplane, o.Log = src, dp, log
 	o.FirstSynced = func() { go loaded() }
-	o.Collectors = append(o.Collectors, collector)
+	if m.synced != nil {
+		o.FirstSynced, o.FirstSyncTimeout = m.synced, m.patience
+		o.HealthzBindAddress, o.MetricsBindAddress = "", ""
+	}
+	if collector != nil {
+		o.Collectors = append(o.Collectors, collector)
+	}
 	ctl, err := controller.New(o)
 	if err != nil {
 		return err

@@ -32,6 +32,7 @@ func addRunFlags(f *pflag.FlagSet, c *config.Configuration) {
 	f.StringVar(&c.CgroupRoot, "cgroup-root", c.CgroupRoot, "cgroup2 `DIR` whose processes get the socket hooks (default: the root of the cgroup2 mount)")
 	f.StringVar(&c.BPFFS, "bpffs", c.BPFFS, "`DIR` in a mounted bpffs; pins go into its directory fairlead")
 	f.Var(listFlag{&c.Devices}, "devices", "`NAMES` of the devices that lead out of the node; a trailing * matches any rest (default: found)")
+	f.BoolVar(&c.TakeOver, "take-over", c.TakeOver, "remove the rules of a kube-proxy that has ended, once this agent's are in force; established connections go on")
 	f.StringVar(&c.StateDir, "state-dir", c.StateDir, "`DIR` for what must survive a restart and is not in the kernel")
 	f.StringVar(&c.MasqueradePorts, "masquerade-ports", c.MasqueradePorts, "`FIRST-LAST` source ports of masqueraded flows; keep out of net.ipv4.ip_local_port_range (default 1024-29999)")
 

@@ -86,26 +86,13 @@ func choose(c *config.Configuration) (t technology, why string, err error) {
 }
 
 // newDataplane makes the Dataplane of a technology. What another one holds is
-// taken over.
-func newDataplane(ctx context.Context, t technology, c *config.Configuration, log *slog.Logger) (dataplane.Dataplane, prometheus.Collector, error) {
-	var old []handover.Predecessor
-	for _, other := range technologies {
-		if other.name == t.name {
-			continue
-		}
-		present, _, err := other.present(c)
-		if errors.Is(err, fs.ErrPermission) {
-			// Least capabilities, such as the DaemonSet's, do for one dataplane.
-			log.Debug("this process may not look for what another dataplane left", "dataplane", other.name, "error", err)
-			continue
-		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("look for what dataplane %s left: %w", other.name, err)
-		}
-		if present {
-			old = append(old, other.leave(c, log, t.conntrack))
-		}
+// taken over, and so is old.
+func newDataplane(ctx context.Context, t technology, c *config.Configuration, log *slog.Logger, old ...handover.Predecessor) (dataplane.Dataplane, prometheus.Collector, error) {
+	others, err := predecessors(t.name, t.conntrack, c, log)
+	if err != nil {
+		return nil, nil, err
 	}
+	old = append(old, others...)
 	s, err := t.start(ctx, c, log, len(old) > 0)
 	if err != nil {
 		return nil, nil, err
@@ -121,6 +108,29 @@ func newDataplane(ctx context.Context, t technology, c *config.Configuration, lo
 			log.Warn("end the handover", "dataplane", t.name, "error", err)
 		}
 	}}), s.collector, nil
+}
+
+// predecessors are the Dataplanes that another one finds in the kernel, whose
+// flows are or are not in the kernel's conntrack.
+func predecessors(successor string, conntrack bool, c *config.Configuration, log *slog.Logger) (old []handover.Predecessor, err error) {
+	for _, other := range technologies {
+		if other.name == successor {
+			continue
+		}
+		present, _, err := other.present(c)
+		if errors.Is(err, fs.ErrPermission) {
+			// Least capabilities, such as the DaemonSet's, do for one dataplane.
+			log.Debug("this process may not look for what another dataplane left", "dataplane", other.name, "error", err)
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look for what dataplane %s left: %w", other.name, err)
+		}
+		if present {
+			old = append(old, other.leave(c, log, conntrack))
+		}
+	}
+	return old, nil
 }
 
 // namedReader is a Reader with the name of its technology.

@@ -49,7 +49,7 @@ func leaveIPTables(c *config.Configuration, log *slog.Logger, conntrack bool) ha
 		return &handover.Netfilter{Technology: "iptables", Shared: true, Withdraw: clean, Remove: clean}
 	}
 	return &handover.Netfilter{
-		Technology: "iptables",
+		Technology: "iptables", Lasting: true,
 		Withdraw: func() error {
 			if err := nftables.Hook(nftablesOptions(c, log)); err != nil {
 				log.Warn("established flows of iptables may end: nothing keeps conntrack at work", "error", err)

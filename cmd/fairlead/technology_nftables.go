@@ -31,13 +31,17 @@ var nftablesTechnology = technology{
 	},
 	check: func(c *config.Configuration) []dataplane.CheckResult { return nftables.Check(nftablesOptions(c, nil)) },
 	present: func(c *config.Configuration) (present, draining bool, err error) {
-		present, err = nftables.Present(nftablesOptions(c, nil))
-		return present, false, err
+		if present, err = nftables.Present(nftablesOptions(c, nil)); err != nil || present {
+			return present, false, err
+		}
+		// What an agent left that did not live to see the last flow end.
+		draining, err = nftables.Draining(nftablesOptions(c, nil))
+		return draining, draining, err
 	},
 	leave: func(c *config.Configuration, log *slog.Logger, conntrack bool) handover.Predecessor {
 		o := nftablesOptions(c, log)
 		return &handover.Netfilter{
-			Technology: "nftables", Shared: conntrack,
+			Technology: "nftables", Shared: conntrack, Lasting: true,
 			Withdraw: func() error { _, err := nftables.Empty(o); return err },
 			Remove:   func() error { _, err := nftables.Cleanup(o); return err },
 		}

@@ -63,6 +63,9 @@ type Configuration struct {
 	// Devices are the uplinks, the side that is not pods; a trailing * matches
 	// any rest. Empty: found.
 	Devices List `json:"devices" flag:"devices"`
+	// TakeOver: the rules of a kube-proxy that has ended are removed once the
+	// Dataplane is in force.
+	TakeOver bool `json:"takeOver" flag:"take-over"`
 	// StateDir holds what must survive a restart and is not in the kernel.
 	StateDir string `json:"stateDir" flag:"state-dir"`
 

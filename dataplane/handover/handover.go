@@ -35,11 +35,23 @@ type Predecessor interface {
 	Close() error
 }
 
+// Observer is a Predecessor that looks at the Table before the successor is
+// programmed, each time that is tried.
+type Observer interface {
+	Observe(ctx context.Context, t *dataplane.Table) error
+}
+
+// Lasting is a Predecessor that may carry flows for as long as they last.
+type Lasting interface {
+	Lasts() bool
+}
+
 // Options of New.
 type Options struct {
 	// DrainTimeout is how long a predecessor may carry flows; default 15 min.
 	DrainTimeout time.Duration
-	// Poll is how often it is asked whether it does; default 1 s.
+	// Poll is how often it is asked whether it does; default 1 s. It is asked
+	// less often, down to every half minute, the longer that goes on.
 	Poll time.Duration
 	// Ended is called when the last predecessor has ended.
 	Ended func()
@@ -66,8 +78,15 @@ type Dataplane struct {
 
 type leaver struct {
 	Predecessor
-	until time.Time
+	until time.Time // zero for ever
 }
+
+// pollMost is the longest time between two questions, pollShare the part of
+// the time so far that is waited for the next.
+const (
+	pollMost  = 30 * time.Second
+	pollShare = 20
+)
 
 var (
 	_ dataplane.Dataplane = (*Dataplane)(nil)
@@ -120,6 +139,13 @@ func (d *Dataplane) signal() {
 func (d *Dataplane) Sync(ctx context.Context, t *dataplane.Table) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	for _, p := range d.waiting {
+		if o, ok := p.(Observer); ok {
+			if err := o.Observe(ctx, t); err != nil {
+				return 0, fmt.Errorf("look at dataplane %s: %w", p.Name(), err)
+			}
+		}
+	}
 	n, err := d.Dataplane.Sync(ctx, t)
 	if err != nil {
 		return n, err
@@ -149,11 +175,16 @@ func (d *Dataplane) begin(ctx context.Context, t *dataplane.Table) error {
 			return fmt.Errorf("take over from dataplane %s: %w", p.Name(), err)
 		}
 		d.waiting = d.waiting[1:]
-		d.leaving = append(d.leaving, leaver{p, time.Now().Add(d.options.DrainTimeout)})
+		l := leaver{Predecessor: p}
+		if lasting, ok := p.(Lasting); !ok || !lasting.Lasts() {
+			l.until = time.Now().Add(d.options.DrainTimeout)
+		}
+		d.leaving = append(d.leaving, l)
 		d.options.Log.Info("took over new connections", "from", p.Name(), "to", d.Name())
 	}
 	if len(d.leaving) > 0 && !d.polls {
 		d.polls = true
+		d.endIdle(ctx)
 		d.workers.Go(func() { d.poll(d.running) })
 	}
 	return nil
@@ -161,13 +192,17 @@ func (d *Dataplane) begin(ctx context.Context, t *dataplane.Table) error {
 
 // poll ends predecessors as soon as they carry nothing.
 func (d *Dataplane) poll(ctx context.Context) {
-	tick := time.NewTicker(d.options.Poll)
-	defer tick.Stop()
-	for d.endIdle(ctx) > 0 {
+	begin := time.Now()
+	left := func() int {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.endIdle(ctx)
+	}
+	for left() > 0 {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(max(d.options.Poll, min(time.Since(begin)/pollShare, pollMost))):
 		}
 	}
 	if d.options.Ended != nil {
@@ -175,17 +210,15 @@ func (d *Dataplane) poll(ctx context.Context) {
 	}
 }
 
-// endIdle returns how many predecessors are left.
+// endIdle returns how many predecessors are left. d.mu is held.
 func (d *Dataplane) endIdle(ctx context.Context) int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	kept := d.leaving[:0]
 	for _, l := range d.leaving {
 		carries, err := l.Carries()
 		if err != nil {
 			d.options.Log.Warn("ask the dataplane before whether it carries flows", "dataplane", l.Name(), "error", err)
 		}
-		late := time.Now().After(l.until)
+		late := !l.until.IsZero() && time.Now().After(l.until)
 		if ctx.Err() != nil || !late && (carries || err != nil) {
 			kept = append(kept, l)
 			continue

@@ -17,6 +17,9 @@ type Netfilter struct {
 	Technology string
 	// Shared: the successor's flows are there too, so it may end at once.
 	Shared bool
+	// Lasting: its flows are carried for as long as they last. What does it is
+	// an empty chain, so there is no need to cut them.
+	Lasting bool
 	// Withdraw removes its rules and leaves NAT hooked in. It may be called
 	// again.
 	Withdraw func() error
@@ -45,8 +48,17 @@ func (n *Netfilter) Begin(_ context.Context, t *dataplane.Table) (err error) {
 	for _, s := range t.Services {
 		n.know(s)
 	}
-	return n.Withdraw()
+	if err := n.Withdraw(); err != nil || n.Shared {
+		return err
+	}
+	// Nobody may have followed the Services for some time. Where the successor
+	// shares conntrack it has done this itself.
+	_, err = n.conntrack.EndStale(netfilter.AllRules(t))
+	return err
 }
+
+// Lasts implements Lasting.
+func (n *Netfilter) Lasts() bool { return n.Lasting }
 
 func (n *Netfilter) know(s *dataplane.Service) {
 	n.services[s.Name] = s

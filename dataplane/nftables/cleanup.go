@@ -20,6 +20,21 @@ func Present(Options) (bool, error) {
 	return k.hasTables()
 }
 
+// Draining reports whether hooks that Empty or Hook left are there.
+func Draining(Options) (bool, error) {
+	k, err := openSocket()
+	if err != nil {
+		return false, err
+	}
+	defer k.close()
+	for _, f := range families {
+		if there, err := k.hasTable(f, drainTable); err != nil || there {
+			return there, err
+		}
+	}
+	return false, nil
+}
+
 // Cleanup removes all that a Dataplane left, and what Empty did; established
 // flows end with it. It says what it removed.
 func Cleanup(Options) (removed []string, err error) {

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package migrate
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	mobyipvs "github.com/moby/ipvs"
+	"github.com/sirupsen/logrus"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ipvsDevice is the dummy device on which kube-proxy's ipvs mode puts the
+// addresses of Services.
+const ipvsDevice = "kube-ipvs0"
+
+// kubeProxySets are the ipsets of that mode; those of IPv6 begin with KUBE-6-.
+var kubeProxySets = []string{
+	"KUBE-LOOP-BACK", "KUBE-CLUSTER-IP", "KUBE-EXTERNAL-IP", "KUBE-EXTERNAL-IP-LOCAL", "KUBE-LOAD-BALANCER", "KUBE-LOAD-BALANCER-LOCAL",
+	"KUBE-LOAD-BALANCER-FW", "KUBE-LOAD-BALANCER-SOURCE-IP", "KUBE-LOAD-BALANCER-SOURCE-CIDR",
+	"KUBE-NODE-PORT-TCP", "KUBE-NODE-PORT-LOCAL-TCP", "KUBE-NODE-PORT-UDP", "KUBE-NODE-PORT-LOCAL-UDP",
+	"KUBE-NODE-PORT-SCTP-HASH", "KUBE-NODE-PORT-LOCAL-SCTP-HASH", "KUBE-HEALTH-CHECK-NODE-PORT", "KUBE-IPVS-IPS",
+}
+
+func isKubeProxySet(name string) bool {
+	if rest, ok := strings.CutPrefix(name, "KUBE-6-"); ok {
+		name = "KUBE-" + rest
+	}
+	return slices.Contains(kubeProxySets, name)
+}
+
+// ipvsState is what the ipvs mode left, beside its iptables chains.
+type ipvsState struct {
+	device    bool
+	addresses map[netip.Addr]bool // on the device
+	servers   []*mobyipvs.Service
+	sets      []string
+}
+
+// findIPVS looks for it. Whose virtual servers those are that are no Service's
+// address and no NodePort of its sets cannot be told: they are left alone.
+func findIPVS() (*ipvsState, error) {
+	s := &ipvsState{addresses: map[netip.Addr]bool{}}
+	ports, err := s.findSets()
+	if err != nil {
+		return nil, err
+	}
+	link, err := netlink.LinkByName(ipvsDevice)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for device %s: %w", ipvsDevice, err)
+	}
+	s.device = true
+	list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %s: %w", ipvsDevice, err)
+	}
+	for _, a := range list {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok && !addr.IsLinkLocalUnicast() {
+			s.addresses[addr.Unmap()] = true
+		}
+	}
+	return s, s.findServers(ports)
+}
+
+// nodePort is one that kube-proxy's sets name.
+type nodePort struct {
+	protocol uint16
+	port     uint16
+}
+
+func (s *ipvsState) findSets() (map[nodePort]bool, error) {
+	all, err := netlink.IpsetListAll()
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
+		return nil, nil // a kernel without ipset
+	case err != nil:
+		return nil, fmt.Errorf("list ipsets: %w", err)
+	}
+	ports := map[nodePort]bool{}
+	for _, set := range all {
+		if !isKubeProxySet(set.SetName) {
+			continue
+		}
+		s.sets = append(s.sets, set.SetName)
+		for protocol, word := range map[uint16]string{unix.IPPROTO_TCP: "TCP", unix.IPPROTO_UDP: "UDP", unix.IPPROTO_SCTP: "SCTP"} {
+			if !strings.Contains(set.SetName, "NODE-PORT") || !strings.Contains(set.SetName, word) {
+				continue
+			}
+			for _, e := range set.Entries {
+				if e.Port != nil {
+					ports[nodePort{protocol, *e.Port}] = true
+				}
+			}
+		}
+	}
+	slices.Sort(s.sets)
+	return ports, nil
+}
+
+var quietly sync.Once
+
+// withIPVS runs f with a handle, in the calling thread's network namespace.
+func withIPVS(f func(*mobyipvs.Handle) error) error {
+	quietly.Do(func() {
+		// Its first call runs modprobe, and warns where that is not installed:
+		// kube-ipvs0 is there, so the module is.
+		was := logrus.StandardLogger().Out
+		logrus.SetOutput(io.Discard)
+		defer logrus.SetOutput(was)
+		if h, err := mobyipvs.New(""); err == nil {
+			h.Close()
+		}
+	})
+	h, err := mobyipvs.New("")
+	if err != nil {
+		return fmt.Errorf("open IPVS: %w", err)
+	}
+	defer h.Close()
+	return f(h)
+}
+
+func (s *ipvsState) findServers(ports map[nodePort]bool) error {
+	return withIPVS(func(h *mobyipvs.Handle) error {
+		list, err := h.GetServices()
+		if err != nil {
+			return fmt.Errorf("list virtual servers: %w", err)
+		}
+		for _, v := range list {
+			addr, ok := netip.AddrFromSlice(v.Address)
+			if v.FWMark == 0 && ok && (s.addresses[addr.Unmap()] || ports[nodePort{v.Protocol, v.Port}]) {
+				s.servers = append(s.servers, v)
+			}
+		}
+		return nil
+	})
+}
+
+func (s *ipvsState) empty() bool {
+	return s == nil || !s.device && len(s.sets) == 0 && len(s.servers) == 0
+}
+
+func (s *ipvsState) lines() (lines []string) {
+	if s.empty() {
+		return nil
+	}
+	if len(s.servers) > 0 {
+		lines = append(lines, plural(len(s.servers), "IPVS virtual server"))
+	}
+	if s.device {
+		lines = append(lines, fmt.Sprintf("device %s with %d addresses", ipvsDevice, len(s.addresses)))
+	}
+	if len(s.sets) > 0 {
+		lines = append(lines, fmt.Sprintf("%s %s", plural(len(s.sets), "ipset"), strings.Join(s.sets, ", ")))
+	}
+	return lines
+}
+
+// quiesce gives every destination weight 0: it keeps its connections and gets
+// no new ones.
+func (s *ipvsState) quiesce() error {
+	if len(s.servers) == 0 {
+		return nil
+	}
+	return withIPVS(func(h *mobyipvs.Handle) error {
+		var errs []error
+		for _, v := range s.servers {
+			list, err := h.GetDestinations(v)
+			if gone(err) {
+				continue
+			}
+			errs = append(errs, err)
+			for _, d := range list {
+				if d.Weight == 0 {
+					continue
+				}
+				d.Weight = 0
+				if err := h.UpdateDestination(v, d); err != nil && !gone(err) {
+					errs = append(errs, fmt.Errorf("take %s off virtual server %s: %w", d.Address, v.Address, err))
+				}
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// carries reports whether a virtual server has established connections.
+func (s *ipvsState) carries() (carries bool, err error) {
+	if s.empty() || len(s.servers) == 0 {
+		return false, nil
+	}
+	err = withIPVS(func(h *mobyipvs.Handle) error {
+		for _, v := range s.servers {
+			list, err := h.GetDestinations(v)
+			if gone(err) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("list destinations of virtual server %s: %w", v.Address, err)
+			}
+			for _, d := range list {
+				carries = carries || d.ActiveConnections > 0
+			}
+		}
+		return nil
+	})
+	return carries, err
+}
+
+// remove removes all of it. An ipset that a rule of somebody else uses stays.
+func (s *ipvsState) remove() (removed []string, err error) {
+	if s.empty() {
+		return nil, nil
+	}
+	var errs []error
+	if len(s.servers) > 0 {
+		err := withIPVS(func(h *mobyipvs.Handle) error {
+			for _, v := range s.servers {
+				if err := h.DelService(v); err != nil && !gone(err) {
+					return fmt.Errorf("remove virtual server %s: %w", v.Address, err)
+				}
+			}
+			return nil
+		})
+		if err == nil {
+			removed = append(removed, plural(len(s.servers), "IPVS virtual server"))
+		}
+		errs = append(errs, err)
+	}
+	if s.device {
+		link, err := netlink.LinkByName(ipvsDevice)
+		if err == nil {
+			err = netlink.LinkDel(link)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("remove device %s: %w", ipvsDevice, err))
+		} else {
+			removed = append(removed, fmt.Sprintf("device %s with %d addresses", ipvsDevice, len(s.addresses)))
+		}
+	}
+	var sets []string
+	for _, name := range s.sets {
+		if err := netlink.IpsetDestroy(name); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove ipset %s: %w", name, err))
+			continue
+		}
+		sets = append(sets, name)
+	}
+	if len(sets) > 0 {
+		removed = append(removed, fmt.Sprintf("%s %s", plural(len(sets), "ipset"), strings.Join(sets, ", ")))
+	}
+	return removed, errors.Join(errs...)
+}
+
+// gone: somebody removed it meanwhile.
+func gone(err error) bool { return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) }
