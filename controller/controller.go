@@ -84,7 +84,11 @@ func New(o Options) (*Controller, error) {
 		healthz:   c.metrics.healthz, livez: c.metrics.livez,
 	}
 	c.healthz = &server{flag: "--healthz-bind-address", address: o.HealthzBindAddress, handler: health.handler(), log: o.Log}
-	c.metricsServer = &server{flag: "--metrics-bind-address", address: o.MetricsBindAddress, handler: c.metrics.handler(o.Profiling), log: o.Log, slow: o.Profiling}
+	metrics := c.metrics.handler(o.Profiling)
+	if o.MetricsGuard != nil {
+		metrics = o.MetricsGuard(metrics)
+	}
+	c.metricsServer = &server{flag: "--metrics-bind-address", address: o.MetricsBindAddress, handler: metrics, tls: o.MetricsTLS, log: o.Log, slow: o.Profiling}
 	return c, nil
 }
 

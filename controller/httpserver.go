@@ -4,6 +4,7 @@ package controller
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +24,7 @@ type server struct {
 	flag    string // the option that names the address, for errors
 	address string
 	handler http.Handler
+	tls     *tls.Config // nil: none
 	log     *slog.Logger
 	// slow: some answers take minutes (profiles).
 	slow bool
@@ -45,7 +47,10 @@ func (s *server) run(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	s.log.Info("listening", "for", s.flag, "address", l.Addr().String())
+	s.log.Info("listening", "for", s.flag, "address", l.Addr().String(), "tls", s.tls != nil)
+	if s.tls != nil {
+		l = tls.NewListener(l, s.tls)
+	}
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", s.address, err)
 	}

@@ -3,7 +3,10 @@
 package controller
 
 import (
+	"crypto/tls"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os/exec"
 	"strings"
 	"testing"
@@ -123,5 +126,60 @@ func TestACollectorThatIsThereTwiceIsAnErrorOfNew(t *testing.T) {
 	_, err := New(Options{Source: &script{}, Dataplane: dataplanetest.New(), NodeName: "n1", Collectors: []prometheus.Collector{c, c}})
 	if err == nil {
 		t.Error("New took the same collector twice")
+	}
+}
+
+func TestTheMetricsAddressIsServedWithTLSAndGuardedWhereAskedFor(t *testing.T) {
+	serving := httptest.NewTLSServer(nil) // for its certificate
+	defer serving.Close()
+	a := newAgent(t, func(o *Options) {
+		o.MetricsBindAddress, o.Profiling = "127.0.0.1:0", true
+		o.MetricsTLS = &tls.Config{Certificates: serving.TLS.Certificates}
+		o.MetricsGuard = func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("Authorization") == "" {
+					http.Error(w, "no", http.StatusUnauthorized)
+					return
+				}
+				next.ServeHTTP(w, r)
+			})
+		}
+	})
+	eventually(t, "the server listens", func() bool { return a.metricsServer.bound.Load() != nil })
+	address := a.metricsServer.bound.Load().String()
+	client := serving.Client()
+	for _, path := range []string{"/metrics", "/healthz", "/debug/pprof/cmdline"} {
+		for token, want := range map[string]int{"": http.StatusUnauthorized, "Bearer x": http.StatusOK} {
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if token != "" {
+				r.Header.Set("Authorization", token)
+			}
+			answer, err := client.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer.Body.Close()
+			if answer.StatusCode != want {
+				t.Errorf("%s with Authorization %q: %d, want %d", path, token, answer.StatusCode, want)
+			}
+		}
+	}
+	client.CloseIdleConnections()
+	if code, body := getURL(t, "http://"+address+"/metrics"); code == http.StatusOK {
+		t.Errorf("without TLS: %d %.100s", code, body)
+	}
+}
+
+func TestProfilesAreServedOnlyWhereAskedFor(t *testing.T) {
+	for profiling, want := range map[bool]int{false: http.StatusNotFound, true: http.StatusOK} {
+		a := newAgent(t, func(o *Options) { o.MetricsBindAddress, o.Profiling = "127.0.0.1:0", profiling })
+		for _, path := range []string{"/debug/pprof/", "/debug/pprof/cmdline", "/debug/pprof/symbol"} {
+			if code, body := get(t, a.metricsServer, path); code != want {
+				t.Errorf("profiling %v: %s answers %d %.100s, want %d", profiling, path, code, body, want)
+			}
+		}
 	}
 }

@@ -3,9 +3,11 @@
 package controller
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"time"
 
@@ -73,6 +75,10 @@ type Options struct {
 	HealthzBindAddress string
 	// MetricsBindAddress is HOST:PORT of /metrics. Empty: not served.
 	MetricsBindAddress string
+	// MetricsTLS is how MetricsBindAddress is served; nil: without TLS.
+	MetricsTLS *tls.Config
+	// MetricsGuard is put before all that is served there; nil: anyone may ask.
+	MetricsGuard func(http.Handler) http.Handler
 	// Profiling serves /debug/pprof/ on MetricsBindAddress.
 	Profiling bool
 	// Collectors are served on /metrics beside the controller's own: those of

@@ -92,6 +92,9 @@ func checkRun(c *config.Configuration) error {
 	if c.Kubeconfig == "" && c.Manifests == "" && os.Getenv("KUBERNETES_SERVICE_HOST") == "" {
 		return usagef("no source of objects: set --kubeconfig FILE for an API server or --manifests DIR for a directory (this is not a pod, so there is no service account)")
 	}
+	if err := checkMetrics(c); err != nil {
+		return err
+	}
 	if c.Pods != "off" {
 		if err := checkPods(c); err != nil {
 			return err
@@ -132,6 +135,9 @@ func run(ctx context.Context, c *config.Configuration, log *slog.Logger, m migra
 		}
 		src = teeSource{src, p}
 		g.Go(func() error { return p.run(ctx) })
+	}
+	if o.MetricsTLS, o.MetricsGuard, err = secureMetrics(c, log); err != nil {
+		return err
 	}
 	o.Source, o.Dataplane, o.Log = src, dp, log
 	o.FirstSynced = func() { go loaded() }

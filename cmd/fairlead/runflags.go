@@ -27,6 +27,9 @@ func addRunFlags(f *pflag.FlagSet, c *config.Configuration) {
 
 	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", c.MetricsBindAddress, "`IP:PORT` of /metrics; empty turns it off")
 	f.StringVar(&c.HealthzBindAddress, "healthz-bind-address", c.HealthzBindAddress, "`IP:PORT` of /healthz and /livez; empty turns it off")
+	f.StringVar(&c.MetricsAuth, "metrics-auth", c.MetricsAuth, "none, or delegated: TLS, and only for those whom the API server lets get the path")
+	f.StringVar(&c.MetricsTLSCertFile, "metrics-tls-cert-file", c.MetricsTLSCertFile, "`FILE` with the certificate of the metrics address (default: no TLS, or one signed by itself with --metrics-auth delegated)")
+	f.StringVar(&c.MetricsTLSPrivateKeyFile, "metrics-tls-private-key-file", c.MetricsTLSPrivateKeyFile, "`FILE` with its key")
 	f.BoolVar(&c.Profiling, "profiling", c.Profiling, "serve /debug/pprof/ on the metrics address")
 
 	f.StringVar(&c.CgroupRoot, "cgroup-root", c.CgroupRoot, "cgroup2 `DIR` whose processes get the socket hooks (default: the root of the cgroup2 mount)")
@@ -72,7 +75,7 @@ func addRunFlags(f *pflag.FlagSet, c *config.Configuration) {
 	f.StringVar(&c.PodNetwork, "pod-network", c.PodNetwork, "off, or host-gw: bridge-less Pods, with routes between nodes of one subnet")
 	f.Var(listFlag{&c.PodCIDR}, "pod-cidr", "`CIDRS` of this node's Pods, for --pod-network (default: those of the Node object)")
 	f.StringVar(&c.KubeletBindAddress, "kubelet-bind-address", c.KubeletBindAddress, "`IP:PORT` of the kubelet's API (logs, exec, stats), with an API server as the source; empty turns it off")
-	f.StringVar(&c.ClientCAFile, "client-ca-file", c.ClientCAFile, "`FILE` with the authorities of client certificates for the kubelet's API")
+	f.StringVar(&c.ClientCAFile, "client-ca-file", c.ClientCAFile, "`FILE` with the authorities of client certificates, for the kubelet's API and --metrics-auth delegated")
 	f.StringVar(&c.TLSCertFile, "tls-cert-file", c.TLSCertFile, "`FILE` with the certificate of the kubelet's API (default: one signed by itself)")
 	f.StringVar(&c.TLSPrivateKeyFile, "tls-private-key-file", c.TLSPrivateKeyFile, "`FILE` with its key")
 	f.Var(listFlag{&c.NodeLabels}, "node-labels", "`KEY=VALUE,...` put on the Node")

@@ -52,6 +52,14 @@ type Configuration struct {
 	// usual port. Empty: not served.
 	MetricsBindAddress string `json:"metricsBindAddress" flag:"metrics-bind-address"`
 	HealthzBindAddress string `json:"healthzBindAddress" flag:"healthz-bind-address"`
+	// MetricsAuth is none, or delegated: TLS, and only whom the API server knows
+	// and lets get the path.
+	MetricsAuth string `json:"metricsAuth" flag:"metrics-auth"`
+	// MetricsTLSCertFile and MetricsTLSPrivateKeyFile are the certificate of the
+	// metrics address. Empty: no TLS or, where MetricsAuth needs it, one that is
+	// signed by itself.
+	MetricsTLSCertFile       string `json:"metricsTLSCertFile" flag:"metrics-tls-cert-file"`
+	MetricsTLSPrivateKeyFile string `json:"metricsTLSPrivateKeyFile" flag:"metrics-tls-private-key-file"`
 	// Profiling serves /debug/pprof/ on the metrics address.
 	Profiling bool `json:"profiling" flag:"profiling"`
 
@@ -129,7 +137,8 @@ type Configuration struct {
 	// KubeletBindAddress is where the kubelet's API is served, with an API
 	// server as the source. Empty: not at all.
 	KubeletBindAddress string `json:"kubeletBindAddress" flag:"kubelet-bind-address"`
-	// ClientCAFile verifies client certificates of the kubelet's API;
+	// ClientCAFile verifies client certificates of the kubelet's API, and of the
+	// metrics address with MetricsAuth delegated;
 	// TLSCertFile and TLSPrivateKeyFile are its own. Empty: one that is signed
 	// by itself.
 	ClientCAFile      string `json:"clientCAFile" flag:"client-ca-file"`
@@ -164,6 +173,7 @@ func Default() Configuration {
 		Pods:               "off",
 		MetricsBindAddress: "127.0.0.1:" + metricsPort,
 		HealthzBindAddress: "0.0.0.0:" + healthzPort,
+		MetricsAuth:        "none",
 		BPFFS:              "/sys/fs/bpf",
 		StateDir:           "/var/lib/fairlead",
 

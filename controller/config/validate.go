@@ -50,6 +50,7 @@ func (c *Configuration) Validate() error {
 	}{
 		{"dataplane", c.Dataplane, []string{"auto", "ebpf", "nftables", "iptables", "ipvs"}},
 		{"pods", c.Pods, []string{"off", "cri"}},
+		{"metrics-auth", c.MetricsAuth, []string{"none", "delegated"}},
 		{"pod-network", c.PodNetwork, []string{"off", "host-gw"}},
 		{"cgroup-driver", c.CgroupDriver, []string{"cgroupfs", "systemd"}},
 		{"log-level", c.LogLevel, []string{"debug", "info", "warn", "error"}},
