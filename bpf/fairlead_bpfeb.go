@@ -170,6 +170,42 @@ type FairleadSourceRangeKey struct {
 	Address    FairleadAddress
 }
 
+type FairleadTraceCount struct {
+	_      structs.HostLayout
+	Second uint32
+	Sent   uint32
+	Lost   uint64
+}
+
+type FairleadTraceEvent struct {
+	_            structs.HostLayout
+	TimeNs       uint64
+	Client       FairleadAddress
+	Frontend     FairleadAddress
+	Backend      FairleadAddress
+	ClientPort   uint16
+	FrontendPort uint16
+	BackendPort  uint16
+	Protocol     uint8
+	Kind         uint8
+	Path         uint8
+	Reason       uint8
+	Flags        uint8
+	Pad          uint8
+	Service      uint32
+	Pid          uint32
+	Pad2         uint32
+	Comm         [16]uint8
+}
+
+type FairleadTraceSettings struct {
+	_            structs.HostLayout
+	UntilSeconds uint32
+	PerSecond    uint32
+	Flags        uint8
+	Pad          [3]uint8
+}
+
 type FairleadTuple struct {
 	_               structs.HostLayout
 	Source          FairleadAddress
@@ -202,6 +238,10 @@ const (
 	FairleadMapSlots                 = "slots"
 	FairleadMapSocketFlows           = "socket_flows"
 	FairleadMapSourceRanges          = "source_ranges"
+	FairleadMapTraceCounts           = "trace_counts"
+	FairleadMapTraceEvents           = "trace_events"
+	FairleadMapTraceListener         = "trace_listener"
+	FairleadMapTraceServices         = "trace_services"
 	FairleadProgFairleadConnect4     = "fairlead_connect4"
 	FairleadProgFairleadConnect6     = "fairlead_connect6"
 	FairleadProgFairleadFromHost     = "fairlead_from_host"
@@ -216,6 +256,7 @@ const (
 	FairleadProgFairleadSweepTcp     = "fairlead_sweep_tcp"
 	FairleadProgFairleadSweepUdp     = "fairlead_sweep_udp"
 	FairleadVarDraining              = "draining"
+	FairleadVarTraceEventType        = "trace_event_type"
 )
 
 // LoadFairlead returns the embedded CollectionSpec for Fairlead.
@@ -297,13 +338,18 @@ type FairleadMapSpecs struct {
 	Slots            *ebpf.MapSpec `ebpf:"slots"`
 	SocketFlows      *ebpf.MapSpec `ebpf:"socket_flows"`
 	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
+	TraceCounts      *ebpf.MapSpec `ebpf:"trace_counts"`
+	TraceEvents      *ebpf.MapSpec `ebpf:"trace_events"`
+	TraceListener    *ebpf.MapSpec `ebpf:"trace_listener"`
+	TraceServices    *ebpf.MapSpec `ebpf:"trace_services"`
 }
 
 // FairleadVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FairleadVariableSpecs struct {
-	Draining *ebpf.VariableSpec `ebpf:"draining"`
+	Draining       *ebpf.VariableSpec `ebpf:"draining"`
+	TraceEventType *ebpf.VariableSpec `ebpf:"trace_event_type"`
 }
 
 // FairleadObjects contains all objects after they have been loaded into the kernel.
@@ -344,6 +390,10 @@ type FairleadMaps struct {
 	Slots            *ebpf.Map `ebpf:"slots"`
 	SocketFlows      *ebpf.Map `ebpf:"socket_flows"`
 	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
+	TraceCounts      *ebpf.Map `ebpf:"trace_counts"`
+	TraceEvents      *ebpf.Map `ebpf:"trace_events"`
+	TraceListener    *ebpf.Map `ebpf:"trace_listener"`
+	TraceServices    *ebpf.Map `ebpf:"trace_services"`
 }
 
 func (m *FairleadMaps) Close() error {
@@ -366,6 +416,10 @@ func (m *FairleadMaps) Close() error {
 		m.Slots,
 		m.SocketFlows,
 		m.SourceRanges,
+		m.TraceCounts,
+		m.TraceEvents,
+		m.TraceListener,
+		m.TraceServices,
 	)
 }
 
@@ -373,7 +427,8 @@ func (m *FairleadMaps) Close() error {
 //
 // It can be passed to LoadFairleadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FairleadVariables struct {
-	Draining *ebpf.Variable `ebpf:"draining"`
+	Draining       *ebpf.Variable `ebpf:"draining"`
+	TraceEventType *ebpf.Variable `ebpf:"trace_event_type"`
 }
 
 // FairleadPrograms contains all programs after they have been loaded into the kernel.

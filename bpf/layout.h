@@ -225,6 +225,65 @@ enum settings_flags {
 	SETTINGS_DRAINING = 2,
 };
 
+/* Who listens to decisions, and to which. All zero: nobody. */
+struct trace_settings {
+	__u32 until_seconds; /* CLOCK_MONOTONIC; a listener that dies is soon forgotten */
+	__u32 per_second;    /* events at most */
+	__u8 flags;	     /* enum trace_flags */
+	__u8 pad[3];
+};
+
+enum trace_flags {
+	TRACE_ONLY_DROPS = 1 << 0,
+	TRACE_ONLY_SERVICES = 1 << 1, /* those in trace_services */
+	TRACE_KNOWN_FLOWS = 1 << 2,   /* each packet of flows that are known, too */
+};
+
+/* What the second in progress has had of events. */
+struct trace_count {
+	__u32 second;
+	__u32 sent;
+	__u64 lost; /* since ever: beyond per_second, or the listener is too slow */
+};
+
+enum trace_kind {
+	TRACE_NEW = 1,
+	TRACE_AFFINITY = 2, /* new, and affinity chose */
+	TRACE_KNOWN = 3,
+	TRACE_REJECTED = 4,
+	TRACE_DROPPED = 5,
+};
+
+enum trace_path {
+	TRACE_SOCKET = 0,
+	TRACE_UPLINK = 1,
+	TRACE_POD = 2,
+	TRACE_HOST = 3,
+};
+
+#define TRACE_NO_SERVICE 0xffffffff
+
+/* One decision. */
+struct trace_event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	struct address client;
+	struct address frontend; /* where the packet or the socket wanted to go */
+	struct address backend;	 /* all zero: none */
+	__be16 client_port;	 /* 0: a socket that has none yet */
+	__be16 frontend_port;
+	__be16 backend_port;
+	__u8 protocol;
+	__u8 kind;   /* enum trace_kind */
+	__u8 path;   /* enum trace_path */
+	__u8 reason; /* enum drop_reason, of TRACE_REJECTED and TRACE_DROPPED */
+	__u8 flags;  /* enum conntrack_flags */
+	__u8 pad;
+	__u32 service; /* TRACE_NO_SERVICE: of no Frontend */
+	__u32 pid;     /* of a socket's process */
+	__u32 pad2;
+	__u8 comm[16];
+};
+
 /* Reasons of fairlead_drops_total; the Go names are in dataplane/ebpf/drops.go. */
 enum drop_reason {
 	DROP_NO_BACKENDS = 0,		/* rejected: no Backend */

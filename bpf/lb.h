@@ -84,6 +84,7 @@ struct choice {
 	struct address address;
 	__be16 port;
 	__u8 flags;
+	bool by_affinity;
 	__u32 backend;
 	__u32 generation;
 };
@@ -166,10 +167,12 @@ static __always_inline enum verdict choose_backend(const struct frontend *f, con
 
 	if (set->eligible == 0)
 		return set->on_empty == ON_EMPTY_DROP ? DROP : REJECT;
+	c->by_affinity = false;
 	if (f->affinity_seconds) {
 		key.client = *client;
 		key.service = f->service;
-		if (choose_by_affinity(&key, f->affinity_seconds, set, c))
+		c->by_affinity = choose_by_affinity(&key, f->affinity_seconds, set, c);
+		if (c->by_affinity)
 			return CHOSEN;
 	}
 	if (!choose_slot(set, c))

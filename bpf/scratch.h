@@ -28,6 +28,8 @@ struct scratch {
 	struct frontend frontend;
 	struct choice choice;
 	__u32 reason;  /* enum drop_reason, of REJECT_PACKET and DROP_PACKET */
+	__u32 service; /* TRACE_NO_SERVICE: of no Frontend */
+	__u8 decided;  /* enum trace_kind, once s->entry is there */
 	__u8 head[64]; /* headers being built */
 	__u8 quote[128];
 };

@@ -6,6 +6,7 @@
 
 #include "lb.h"
 #include "metrics.h"
+#include "trace.h"
 
 #define ECONNREFUSED 111
 
@@ -115,17 +116,49 @@ static __always_inline enum verdict sock_decide(struct bpf_sock_addr *ctx, bool 
 	return REJECT;
 }
 
+static __always_inline void trace_socket(struct bpf_sock_addr *ctx, bool ipv6, const struct address *to, __be16 port,
+					 const struct choice *c, __u32 service, enum verdict v, __u32 reason)
+{
+	struct trace_settings *settings = get_trace();
+	__u8 kind = v != CHOSEN ? TRACE_REJECTED : c->by_affinity ? TRACE_AFFINITY : TRACE_NEW;
+	struct trace_event *e;
+
+	if (!settings || v == NOT_A_FRONTEND || !trace_wants(settings, kind, service))
+		return;
+	e = trace_reserve(settings);
+	if (!e)
+		return;
+	e->kind = kind;
+	sock_client(ctx, ipv6 && !address_is_ipv4(to), &e->client);
+	e->frontend = *to;
+	e->frontend_port = port;
+	e->protocol = ctx->protocol;
+	e->service = service;
+	if (v == CHOSEN) {
+		e->backend = c->address;
+		e->backend_port = c->port;
+	} else {
+		e->reason = reason;
+	}
+	e->pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	bpf_ringbuf_submit(e, 0);
+}
+
 static __always_inline int sock_connect(struct bpf_sock_addr *ctx, bool ipv6)
 {
 	struct address to;
 	struct choice c = {};
 	struct socket_flow *flow;
-	__u32 service = 0, reason = 0;
+	__u32 service = TRACE_NO_SERVICE, reason = 0;
+	enum verdict v;
 
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP && ctx->protocol != IPPROTO_SCTP)
 		return SOCK_PROCEED;
 	sock_address(ctx, ipv6, &to);
-	switch (sock_decide(ctx, ipv6, &to, &c, &service, &reason)) {
+	v = sock_decide(ctx, ipv6, &to, &c, &service, &reason);
+	trace_socket(ctx, ipv6, &to, ctx->user_port, &c, service, v, reason);
+	switch (v) {
 	case CHOSEN:
 		break;
 	default:
@@ -172,8 +205,9 @@ static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, bool ipv6)
 	struct datagram_flow flow = {};
 	struct choice c = {};
 	struct address to;
-	__u32 service = 0, reason = 0;
+	__u32 service = TRACE_NO_SERVICE, reason = 0;
 	__be16 port = ctx->user_port;
+	enum verdict v;
 
 	sock_address(ctx, ipv6, &to);
 	key.cookie = bpf_get_socket_cookie(ctx);
@@ -181,7 +215,9 @@ static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, bool ipv6)
 	key.port = port;
 	if (datagram_known(ctx, ipv6, &key))
 		return SOCK_PROCEED;
-	switch (sock_decide(ctx, ipv6, &to, &c, &service, &reason)) {
+	v = sock_decide(ctx, ipv6, &to, &c, &service, &reason);
+	trace_socket(ctx, ipv6, &to, port, &c, service, v, reason);
+	switch (v) {
 	case NOT_A_FRONTEND:
 		return SOCK_PROCEED;
 	case CHOSEN:

@@ -5,6 +5,7 @@
 #define FAIRLEAD_TC_H
 
 #include "icmp.h"
+#include "trace.h"
 
 /* Rewrites a packet the way s->entry says, once it is known that it fits the
  * path. */
@@ -148,6 +149,7 @@ static __always_inline enum outcome begin_flow(struct scratch *s, const struct f
 
 	if (!internal)
 		set = &f->external;
+	s->service = f->service;
 	s->reason = DROP_SOURCE_RANGE;
 	if ((f->flags & FRONTEND_SOURCE_RANGES) && !is_allowed_source(f->service, &t->source))
 		return DROP_PACKET;
@@ -164,6 +166,7 @@ static __always_inline enum outcome begin_flow(struct scratch *s, const struct f
 		s->reason = DROP_NO_BACKENDS;
 		return REJECT_PACKET;
 	}
+	s->decided = s->choice.by_affinity ? TRACE_AFFINITY : TRACE_NEW;
 	failed = enter_service_flow(s, f, side, internal);
 	s->reason = failed - 1;
 	return failed ? DROP_PACKET : TRANSLATE;
@@ -238,6 +241,8 @@ static __always_inline enum outcome decide(struct scratch *s, enum side side)
 		return decide_new(s, side);
 	conntrack_update(&s->packet, e, &s->key);
 	s->entry = *e;
+	s->service = e->service;
+	s->decided = TRACE_KNOWN;
 	return TRANSLATE;
 }
 
@@ -246,6 +251,8 @@ static __always_inline enum outcome handle(struct __sk_buff *skb, struct scratch
 	enum outcome o;
 
 	__builtin_memset(&s->packet, 0, sizeof(s->packet));
+	s->service = TRACE_NO_SERVICE;
+	s->decided = 0;
 	if (parse(skb, &s->packet) != PARSE_OK)
 		return LEAVE;
 	s->reason = DROP_FRAGMENT;
@@ -257,10 +264,54 @@ static __always_inline enum outcome handle(struct __sk_buff *skb, struct scratch
 	return o == TRANSLATE ? translate(skb, s, side, route) : o;
 }
 
+/* What became of a packet, in the words of `fairlead trace`; 0: nothing. */
+static __always_inline __u8 trace_kind_of(const struct scratch *s, enum outcome o)
+{
+	if (o == DROP_PACKET || o == TOO_BIG)
+		return TRACE_DROPPED;
+	if (o == REJECT_PACKET)
+		return TRACE_REJECTED;
+	return o == SEND ? s->decided : 0;
+}
+
+static __always_inline void trace_packet(struct scratch *s, enum side side, enum outcome o)
+{
+	struct trace_settings *settings = get_trace();
+	const struct tuple *t = &s->packet.tuple;
+	struct trace_event *e;
+	__u8 kind;
+
+	if (!settings)
+		return;
+	kind = trace_kind_of(s, o);
+	if (!kind || !trace_wants(settings, kind, s->service))
+		return;
+	e = trace_reserve(settings);
+	if (!e)
+		return;
+	e->kind = kind;
+	e->path = side == FROM_UPLINK ? TRACE_UPLINK : side == FROM_POD ? TRACE_POD : TRACE_HOST;
+	e->client = t->source;
+	e->client_port = t->source_port;
+	e->frontend = t->destination;
+	e->frontend_port = t->destination_port;
+	e->protocol = t->protocol;
+	e->service = s->service;
+	if (s->decided) {
+		e->backend = s->entry.destination;
+		e->backend_port = s->entry.destination_port;
+		e->flags = s->entry.flags;
+	}
+	if (kind == TRACE_DROPPED || kind == TRACE_REJECTED)
+		e->reason = o == TOO_BIG ? DROP_TOO_BIG : s->reason;
+	bpf_ringbuf_submit(e, 0);
+}
+
 static __always_inline int handle_packet(struct __sk_buff *skb, enum side side)
 {
 	struct scratch *s = get_scratch();
 	enum route route = ROUTE_LOCAL;
+	enum outcome o;
 
 	/* What is merely forwarded was seen at its ingress; what is tagged comes
 	 * again by its VLAN's device; what is for another host is not ours. (A
@@ -268,7 +319,9 @@ static __always_inline int handle_packet(struct __sk_buff *skb, enum side side)
 	if (!s || skb->tc_index == handled_tc_index() || (side == FROM_HOST && skb->ingress_ifindex) ||
 	    (skb->vlan_present && (skb->vlan_tci & 0xfff)) || (side == FROM_UPLINK && skb->pkt_type != PACKET_HOST))
 		return TC_ACT_UNSPEC;
-	switch (handle(skb, s, side, &route)) {
+	o = handle(skb, s, side, &route);
+	trace_packet(s, side, o);
+	switch (o) {
 	case SEND:
 		return route == ROUTE_LOCAL ? TC_ACT_UNSPEC : send_on(skb, s, route);
 	case DROP_PACKET:

@@ -19,7 +19,13 @@ import (
 var pinnedMaps = []string{
 	"frontends", "frontend_switches", "slots", "backend_states", "services", "counters", "drops", "conntrack", "affinity",
 	"socket_flows", "datagrams", "source_ranges", "internal_sources", "fragments", "netns_addresses", "settings",
+	"trace_events", "trace_listener", "trace_counts", "trace_services",
 }
+
+// notRead are the maps that no Reader needs: with them a newer Reader would not
+// read what an older agent pinned. socket_flows lives with the sockets: there
+// is nothing to list.
+var notRead = []string{"socket_flows", "frontend_switches", "trace_events", "trace_listener", "trace_counts", "trace_services"}
 
 // sizeMaps writes the configured sizes into the specs.
 func sizeMaps(spec *ebpf.CollectionSpec, o Options) {

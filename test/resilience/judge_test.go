@@ -150,7 +150,8 @@ func (k *killTown) removed(r *record, of func(netip.AddrPort) bool) bool {
 func (k *killTown) wantedPins(hooks map[string]int) []string {
 	pins := []string{"fairlead", "fairlead/links", "fairlead/maps"}
 	for _, m := range []string{"affinity", "backend_states", "conntrack", "counters", "datagrams", "drops", "fragments", "frontend_switches", "frontends",
-		"internal_sources", "netns_addresses", "services", "settings", "slots", "socket_flows", "source_ranges"} {
+		"internal_sources", "netns_addresses", "services", "settings", "slots", "socket_flows", "source_ranges",
+		"trace_counts", "trace_events", "trace_listener", "trace_services"} {
 		pins = append(pins, "fairlead/maps/"+m)
 	}
 	_ = k.thread.do(func() error {
