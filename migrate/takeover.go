@@ -7,8 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-
-	"github.com/google/go-cmp/cmp"
+	"reflect"
 
 	"fairlead.dev/dataplane"
 	"fairlead.dev/dataplane/handover"
@@ -109,17 +108,33 @@ func (t *TakeOver) holds(want []dataplane.Row) error {
 	if err != nil {
 		return fmt.Errorf("read back what was programmed: %w", err)
 	}
-	same := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
-	if !cmp.Equal(want, d.Frontends, same) {
-		for i, row := range want {
-			if i >= len(d.Frontends) || !cmp.Equal(row, d.Frontends[i], same) {
-				return fmt.Errorf("the kernel does not hold what was programmed, first %s %s:%d/%s; kube-proxy's rules are left in force", row.Service, row.Address, row.Port, row.Protocol)
-			}
-		}
-		return fmt.Errorf("the kernel holds %d rows and not the %d that were programmed; kube-proxy's rules are left in force", len(d.Frontends), len(want))
+	if wrong := differs(want, d.Frontends); wrong != "" {
+		return fmt.Errorf("the kernel does not hold what was programmed, first %s; kube-proxy's rules are left in force", wrong)
 	}
 	t.o.Report.Add(Checked, "the kernel holds what was programmed")
 	return nil
+}
+
+// differs names the first row that the kernel has not, or has and should not;
+// empty for none. A NodePort on ::1 is one that netfilter cannot have.
+func differs(want, have []dataplane.Row) string {
+	for len(want) > 0 || len(have) > 0 {
+		switch {
+		case len(want) > 0 && len(have) > 0 && reflect.DeepEqual(want[0], have[0]):
+			want, have = want[1:], have[1:]
+		case len(want) > 0 && want[0].Kind == dataplane.NodePort.String() && want[0].Address == netip.IPv6Loopback():
+			want = want[1:]
+		case len(want) > 0:
+			return nameOf(want[0])
+		default:
+			return nameOf(have[0])
+		}
+	}
+	return ""
+}
+
+func nameOf(r dataplane.Row) string {
+	return fmt.Sprintf("%s %s/%s, %s", r.Service, netip.AddrPortFrom(r.Address, r.Port), r.Protocol, r.Scope)
 }
 
 // answer asks again what answered before.

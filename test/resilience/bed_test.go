@@ -3,36 +3,24 @@
 package resilience
 
 import (
-	"encoding/gob"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"fairlead.dev/test/conformance"
+	"fairlead.dev/test/internal/traffic"
 )
-
-const roleVariable = "FAIRLEAD_RESILIENCE_ROLE"
 
 // binaries are two builds of the agent that differ in their version.
 var binaries [2]string
 
 func TestMain(m *testing.M) {
-	if os.Getenv(roleVariable) == "load" {
-		loadMain()
-	}
 	os.Exit(runTests(m))
 }
 
@@ -112,136 +100,67 @@ func (b *bed) member(name string) conformance.Member {
 	return m
 }
 
-// resident is a thread in a network namespace. What it starts dies with it, so
-// not even a killed test leaves agents behind.
-type resident struct{ work chan func() }
-
-func newResident(netns string) (*resident, error) {
-	r := &resident{work: make(chan func())}
-	ready := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // not unlocked: the thread ends with it
-		err := enter(netns)
-		ready <- err
-		if err != nil {
-			return
-		}
-		for f := range r.work {
-			f()
-		}
-	}()
-	return r, <-ready
-}
-
-func enter(netns string) error {
-	fd, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", netns, err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter %s: %w", netns, err)
-	}
-	return nil
-}
-
-func (r *resident) do(f func() error) error {
-	done := make(chan error, 1)
-	r.work <- func() { done <- f() }
-	return <-done
-}
-
-func (r *resident) close() { close(r.work) }
-
-// start runs a command on the resident's thread, in a cgroup.
-func (r *resident) start(cmd *exec.Cmd, cgroupDir string) error {
-	dir, err := os.Open(cgroupDir)
-	if err != nil {
-		return fmt.Errorf("open cgroup: %w", err)
-	}
-	defer dir.Close()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	return r.do(cmd.Start)
-}
-
 // load is a running load process.
 type load struct {
-	name    string
-	plan    loadPlan
-	cmd     *exec.Cmd
-	in      io.WriteCloser
-	thread  *resident
-	stopped sync.Once
-	report  loadReport
-	err     error
-	result  chan struct{}
+	*traffic.Process
+	name   string
+	plan   loadPlan
+	report loadReport
 }
 
 // load starts asking from a member's place.
 func (b *bed) load(from string, plan loadPlan) *load {
 	b.t.Helper()
 	m := b.member(from)
-	l := &load{name: from, plan: plan, result: make(chan struct{})}
-	var err error
-	if l.thread, err = newResident(fmt.Sprintf("/proc/%d/ns/net", m.PID)); err != nil {
+	p, err := traffic.Start(from, m.PID, m.CgroupDir, plan)
+	if err != nil {
 		b.t.Fatal(err)
 	}
-	l.cmd = exec.Command("/proc/self/exe")
-	l.cmd.Args[0] = "fairlead-resilience-load-" + from
-	l.cmd.Env = append(os.Environ(), roleVariable+"=load", "GOMAXPROCS=2")
-	l.cmd.Stderr = os.Stderr
-	out, err := l.cmd.StdoutPipe()
-	if err == nil {
-		l.in, err = l.cmd.StdinPipe()
-	}
-	if err == nil {
-		err = l.thread.start(l.cmd, m.CgroupDir)
-	}
-	if err == nil { // the process is a group of its own, with its threads
-		err = unix.Setpriority(unix.PRIO_PGRP, l.cmd.Process.Pid, plan.Nice)
-	}
-	if err == nil {
-		err = gob.NewEncoder(l.in).Encode(plan)
-	}
-	if err != nil {
-		b.t.Fatalf("start load from %s: %v", from, err)
-	}
-	go func() {
-		defer close(l.result)
-		l.err = gob.NewDecoder(out).Decode(&l.report)
-		_, _ = io.Copy(io.Discard, out)
-		l.err = errors.Join(l.err, l.cmd.Wait())
-	}()
+	l := &load{Process: p, name: from, plan: plan}
 	b.t.Cleanup(func() { l.stop() })
 	return l
 }
 
 // stop ends the load and waits for its report.
-func (l *load) stop() (loadReport, error) {
-	l.stopped.Do(func() {
-		l.in.Close()
-		select {
-		case <-l.result:
-		case <-time.After(30 * time.Second):
-			_ = l.cmd.Process.Kill()
-			<-l.result
-		}
-		l.thread.close()
-	})
-	if l.err != nil {
-		return l.report, fmt.Errorf("load from %s: %w", l.name, l.err)
-	}
-	return l.report, nil
+func (l *load) stop() (_ loadReport, err error) {
+	l.report, err = l.Stop()
+	return l.report, err
 }
 
-// question describes a record for a failure message.
-func (l *load) question(r *record) string {
-	s := l.plan.Streams[r.Stream]
-	how := string(s.Mode)
-	if r.Again {
-		how += " (again over the same socket)"
-	}
-	return fmt.Sprintf("%s -> %s %s at %.3f s", l.name, s.To[r.To], how, float64(r.Start)/1e9)
+func (l *load) question(r *record) string { return l.Question(r) }
+
+func (l *load) server(r *record) netip.AddrPort { return l.Server(r) }
+
+// What test/internal/traffic has.
+type (
+	mode       = traffic.Mode
+	stream     = traffic.Stream
+	loadPlan   = traffic.Plan
+	loadReport = traffic.Report
+	record     = traffic.Record
+)
+
+const (
+	tcpFresh  = traffic.TCPFresh
+	udpFresh  = traffic.UDPFresh
+	udpSendto = traffic.UDPSendto
+	tcpHeld   = traffic.TCPHeld
+	udpHeld   = traffic.UDPHeld
+	udpShared = traffic.UDPShared
+)
+
+func monotonic() int64 { return traffic.Monotonic() }
+
+// resident is a thread in a network namespace.
+type resident struct{ *traffic.Thread }
+
+func newResident(netns string) (*resident, error) {
+	t, err := traffic.NewThread(netns)
+	return &resident{t}, err
 }
 
-func (l *load) server(r *record) netip.AddrPort { return l.report.Servers[r.Server] }
+func (r *resident) do(f func() error) error { return r.Do(f) }
+
+func (r *resident) close() { r.Close() }
+
+func (r *resident) start(cmd *exec.Cmd, cgroupDir string) error { return r.Start(cmd, cgroupDir) }

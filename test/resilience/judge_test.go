@@ -77,7 +77,7 @@ func (k *killTown) wrong(l *load, r *record, h *killHistory, v *verdict) string 
 		legal = k.steadyBackends
 	}
 	if r.Failure != "" {
-		if k.udpMayEnd && wasEnded(r) && !s.Mode.isTCP() || k.wasMoved(l, r, len(legal) == len(k.healthy)) {
+		if k.udpMayEnd && wasEnded(r) && !s.Mode.IsTCP() || k.wasMoved(l, r, len(legal) == len(k.healthy)) {
 			v.moved++
 			return ""
 		}
@@ -119,7 +119,7 @@ func wasEnded(r *record) bool {
 // that was removed: then that is no loss. A socket that had no answer yet may
 // have been connected to any visitor.
 func (k *killTown) wasMoved(l *load, r *record, churned bool) bool {
-	if !churned || !wasEnded(r) || l.plan.Streams[r.Stream].Mode.isTCP() {
+	if !churned || !wasEnded(r) || l.plan.Streams[r.Stream].Mode.IsTCP() {
 		return false
 	}
 	if r.Again {

@@ -106,7 +106,7 @@ func reconnected(loads []*load) (failures []string) {
 			}
 		}
 		for i, s := range l.plan.Streams {
-			if s.Mode.holds() && connects[uint16(i)] != 1 {
+			if s.Mode.Holds() && connects[uint16(i)] != 1 {
 				failures = append(failures, fmt.Sprintf("%s -> %v %s: want one connection, seen %d", l.name, s.To, s.Mode, connects[uint16(i)]))
 			}
 		}

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package resilience
+// Package traffic is load on Services from a place in a lab: processes that ask
+// servers of test/conformance over and over, new connections and held ones, and
+// write down every question. It knows addresses only, and judges nothing.
+package traffic
 
 import (
 	"bufio"
@@ -20,26 +23,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mode is how a stream asks its questions.
-type mode string
+// Mode is how a stream asks its questions.
+type Mode string
 
 const (
-	tcpFresh  mode = "tcp"            // a connection for each question
-	udpFresh  mode = "udp"            // a connected socket for each question
-	udpSendto mode = "udp-sendto"     // an unconnected socket for each question
-	tcpHeld   mode = "tcp-held"       // one connection for all questions
-	udpHeld   mode = "udp-held"       // one connected socket for all
-	udpShared mode = "udp-one-socket" // one unconnected socket, a choice for each datagram
+	TCPFresh  Mode = "tcp"            // a connection for each question
+	UDPFresh  Mode = "udp"            // a connected socket for each question
+	UDPSendto Mode = "udp-sendto"     // an unconnected socket for each question
+	TCPHeld   Mode = "tcp-held"       // one connection for all questions
+	UDPHeld   Mode = "udp-held"       // one connected socket for all
+	UDPShared Mode = "udp-one-socket" // one unconnected socket, a choice for each datagram
 )
 
-func (m mode) isTCP() bool { return m == tcpFresh || m == tcpHeld }
+// IsTCP: not UDP.
+func (m Mode) IsTCP() bool { return m == TCPFresh || m == TCPHeld }
 
-// holds: the socket outlives a question.
-func (m mode) holds() bool { return m == tcpHeld || m == udpHeld || m == udpShared }
+// Holds: the socket outlives a question.
+func (m Mode) Holds() bool { return m == TCPHeld || m == UDPHeld || m == UDPShared }
 
-// stream is a series of questions, one after another.
-type stream struct {
-	Mode mode
+// Stream is a series of questions, one after another.
+type Stream struct {
+	Mode Mode
 	// To are asked in turn; a stream that holds its socket asks the first.
 	To []netip.AddrPort
 	// Every is the time from one question to the next, 0 for none.
@@ -48,25 +52,25 @@ type stream struct {
 	Reset bool
 }
 
-// loadPlan is what a load process is told.
-type loadPlan struct {
-	Streams []stream
+// Plan is what a load process is told.
+type Plan struct {
+	Streams []Stream
 	// Patience bounds a question. A lost SYN is sent again after a second.
 	Patience time.Duration
 	// Nice is the load's priority, 0 to 19 for the lowest.
 	Nice int
 }
 
-// record is one question. Times are CLOCK_MONOTONIC in nanoseconds, which all
+// Record is one question. Times are CLOCK_MONOTONIC in nanoseconds, which all
 // processes share.
-type record struct {
+type Record struct {
 	Stream uint16
 	To     uint8
 	// Again: asked over a socket that was connected for an earlier question.
 	Again bool
 	// Retransmits of TCP until the connection was there.
 	Retransmits uint8
-	// Server is an index of loadReport.Servers.
+	// Server is an index of Report.Servers.
 	Server uint16
 	// Start is before connect() (or sendto, or write) is called, Chosen when
 	// the Backend was certainly chosen: the connection is there, or the answer.
@@ -77,16 +81,16 @@ type record struct {
 	Failure string
 }
 
-// loadReport is what a load process answers when its input ends.
-type loadReport struct {
-	Records []record
+// Report is what a load process answers when its input ends.
+type Report struct {
+	Records []Record
 	Servers []netip.AddrPort
 }
 
 // runLoad is the load process: a plan comes in, questions are asked until the
 // input ends, the report goes out.
 func runLoad(in io.Reader, out io.Writer) error {
-	var plan loadPlan
+	var plan Plan
 	input := bufio.NewReader(in)
 	if err := gob.NewDecoder(input).Decode(&plan); err != nil {
 		return fmt.Errorf("read the plan: %w", err)
@@ -94,14 +98,14 @@ func runLoad(in io.Reader, out io.Writer) error {
 	stop := make(chan struct{})
 	l := &loader{patience: plan.Patience, stop: stop, servers: map[netip.AddrPort]uint16{}}
 	var wg sync.WaitGroup
-	records := make([][]record, len(plan.Streams))
+	records := make([][]Record, len(plan.Streams))
 	for i, s := range plan.Streams {
 		wg.Go(func() { records[i] = l.run(uint16(i), s) })
 	}
 	_, _ = io.Copy(io.Discard, input)
 	close(stop)
 	wg.Wait()
-	var report loadReport
+	var report Report
 	for _, r := range records {
 		report.Records = append(report.Records, r...)
 	}
@@ -131,19 +135,19 @@ func (l *loader) server(a netip.AddrPort) uint16 {
 }
 
 // run asks until the load ends.
-func (l *loader) run(id uint16, s stream) (out []record) {
+func (l *loader) run(id uint16, s Stream) (out []Record) {
 	var held *socket
 	defer func() { held.close(s.Reset) }()
 	next := time.Now()
 	for n := 0; ; n++ {
-		r := record{Stream: id, To: uint8(n % len(s.To))}
-		if s.Mode.holds() {
+		r := Record{Stream: id, To: uint8(n % len(s.To))}
+		if s.Mode.Holds() {
 			r.To = 0
 			held = l.askHeld(s, held, &r)
 		} else {
 			l.askFresh(s, &r)
 		}
-		r.Took = monotonic() - r.Start
+		r.Took = Monotonic() - r.Start
 		out = append(out, r)
 		next = next.Add(s.Every)
 		wait := time.Until(next)
@@ -161,29 +165,29 @@ func (l *loader) run(id uint16, s stream) (out []record) {
 	}
 }
 
-func (l *loader) askFresh(s stream, r *record) {
-	r.Start = monotonic()
+func (l *loader) askFresh(s Stream, r *Record) {
+	r.Start = Monotonic()
 	c, err := l.open(s.Mode, s.To[r.To])
 	if err != nil {
 		r.Failure = "connect: " + err.Error()
 		return
 	}
 	defer c.close(s.Reset)
-	r.Chosen = monotonic()
+	r.Chosen = Monotonic()
 	r.Retransmits = c.retransmits()
 	l.ask(s.Mode, c, r)
 }
 
 // askHeld asks over the socket that is there, or a new one.
-func (l *loader) askHeld(s stream, c *socket, r *record) *socket {
-	r.Start, r.Again = monotonic(), c != nil
+func (l *loader) askHeld(s Stream, c *socket, r *Record) *socket {
+	r.Start, r.Again = Monotonic(), c != nil
 	if c == nil {
 		var err error
 		if c, err = l.open(s.Mode, s.To[0]); err != nil {
 			r.Failure = "connect: " + err.Error()
 			return nil
 		}
-		r.Chosen = monotonic()
+		r.Chosen = Monotonic()
 	} else {
 		r.Server = c.server
 	}
@@ -197,15 +201,15 @@ func (l *loader) askHeld(s stream, c *socket, r *record) *socket {
 }
 
 // ask sends a question that no other is like and waits for its answer.
-func (l *loader) ask(m mode, c *socket, r *record) {
-	server, err := c.exchange(fmt.Appendf(nil, "{}\n%d", r.Start), m.isTCP(), l.patience)
+func (l *loader) ask(m Mode, c *socket, r *Record) {
+	server, err := c.exchange(fmt.Appendf(nil, "{}\n%d", r.Start), m.IsTCP(), l.patience)
 	if err != nil {
 		r.Failure = "ask: " + err.Error()
 		return
 	}
 	r.Server = l.server(server)
-	if !m.isTCP() {
-		r.Chosen = monotonic()
+	if !m.IsTCP() {
+		r.Chosen = Monotonic()
 	}
 }
 
@@ -217,8 +221,8 @@ type socket struct {
 	server uint16
 }
 
-func (l *loader) open(m mode, to netip.AddrPort) (*socket, error) {
-	if m == udpSendto || m == udpShared {
+func (l *loader) open(m Mode, to netip.AddrPort) (*socket, error) {
+	if m == UDPSendto || m == UDPShared {
 		network := "udp6"
 		if to.Addr().Is4() {
 			network = "udp4"
@@ -230,7 +234,7 @@ func (l *loader) open(m mode, to netip.AddrPort) (*socket, error) {
 		return &socket{Conn: u, to: to}, nil
 	}
 	network := "udp"
-	if m.isTCP() {
+	if m.IsTCP() {
 		network = "tcp"
 	}
 	d := net.Dialer{Timeout: l.patience, KeepAlive: -1}
@@ -321,7 +325,8 @@ func (c *socket) exchangeDatagram(question []byte) ([]byte, error) {
 	return []byte(line), nil
 }
 
-func monotonic() int64 {
+// Monotonic is CLOCK_MONOTONIC in nanoseconds.
+func Monotonic() int64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
 		panic(err) // cannot fail
@@ -329,7 +334,13 @@ func monotonic() int64 {
 	return ts.Nano()
 }
 
-func loadMain() {
+// roleVariable makes a test's own binary the load process.
+const roleVariable = "FAIRLEAD_TRAFFIC_ROLE"
+
+func init() {
+	if os.Getenv(roleVariable) != "load" {
+		return
+	}
 	if err := runLoad(os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "load process:", err)
 		os.Exit(1)
