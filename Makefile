@@ -92,9 +92,10 @@ manifests:
 	promtool test rules manifests/prometheus/rules_test.yaml
 	$(GO) test ./manifests/...
 
-## Against a real etcd and kube-apiserver, built as Go modules and cached.
+## Against a real control plane, built as Go modules and cached; test/e2e/cluster
+## with nodes that run Pods. One package after another: each has the machine.
 e2e:
-	cd test/e2e && $(GO) run ./cmd/build-controlplane && $(GO) test -timeout 20m ./...
+	cd test/e2e && $(GO) run ./cmd/build-controlplane && $(GO) test -timeout 30m -p 1 ./...
 
 bench: build
 	$(GO) run ./test/bench -fairlead $(BIN)/fairlead

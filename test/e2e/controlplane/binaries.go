@@ -34,10 +34,11 @@ const (
 	ControllerManager Binary = "kube-controller-manager"
 	Scheduler         Binary = "kube-scheduler"
 	KubeProxy         Binary = "kube-proxy"
+	Kubectl           Binary = "kubectl"
 )
 
-// Needed are the programs that Start runs.
-var Needed = []Binary{Etcd, APIServer}
+// Needed are the programs that the tests run.
+var Needed = []Binary{Etcd, APIServer, ControllerManager, Scheduler, Kubectl}
 
 // source says where a program comes from: its module's directory here, its
 // version and its package.
@@ -45,10 +46,10 @@ func (b Binary) source() (dir, version, pkg string, err error) {
 	switch b {
 	case Etcd:
 		return "etcd", EtcdVersion, "go.etcd.io/etcd/server/v3", nil
-	case APIServer, ControllerManager, Scheduler, KubeProxy:
+	case APIServer, ControllerManager, Scheduler, KubeProxy, Kubectl:
 		return "kubernetes", KubernetesVersion, "k8s.io/kubernetes/cmd/" + string(b), nil
 	}
-	return "", "", "", fmt.Errorf("no program %q here; there are etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy", b)
+	return "", "", "", fmt.Errorf("no program %q here; there are etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubectl", b)
 }
 
 // CacheDir holds the built programs, a directory for each version:

@@ -15,16 +15,24 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// writeCertificates writes ca.crt, apiserver.crt, apiserver.key and
-// service-account.key, valid for a day, and returns the CA's certificate.
-func writeCertificates(dir string) (ca []byte, err error) {
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// authority signs the certificates of a control plane, valid for a day.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  []byte // its certificate
+}
+
+// newAuthority writes ca.crt and ca.key.
+func newAuthority(dir string) (*authority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	caTemplate := &x509.Certificate{
+	template := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
 		Subject:               pkix.Name{CommonName: "fairlead-test-ca"},
 		NotBefore:             time.Now().Add(-time.Hour),
@@ -33,48 +41,105 @@ func writeCertificates(dir string) (ca []byte, err error) {
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign,
 	}
-	caDER, err := x509.CreateCertificate(rand.Reader, caTemplate, caTemplate, &caKey.PublicKey, caKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	a := &authority{cert: cert, key: key, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+	if err := writeKey(filepath.Join(dir, "ca.key"), key); err != nil {
+		return nil, err
+	}
+	return a, os.WriteFile(filepath.Join(dir, "ca.crt"), a.pem, 0o600)
+}
+
+// issue writes a certificate and its key to path.crt and path.key.
+func (a *authority) issue(path string, template *x509.Certificate) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	if template.SerialNumber, err = rand.Int(rand.Reader, big.NewInt(1<<62)); err != nil {
+		return err
+	}
+	template.NotBefore, template.NotAfter = a.cert.NotBefore, a.cert.NotAfter
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
+	if err != nil {
+		return fmt.Errorf("issue %s: %w", path, err)
+	}
+	if err := writeKey(path+".key", key); err != nil {
+		return err
+	}
+	return os.WriteFile(path+".crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600)
+}
+
+func writeKey(path string, key *ecdsa.PrivateKey) error {
+	b, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: b}), 0o600)
+}
+
+// writeCertificates writes the files of an API server at the address.
+func writeCertificates(dir, address string) (*authority, error) {
+	a, err := newAuthority(dir)
+	if err != nil {
+		return nil, err
+	}
+	server := &x509.Certificate{
+		Subject:     pkix.Name{CommonName: "kube-apiserver"},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		// The last is that of the Service "kubernetes".
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, net.ParseIP(address), net.IPv4(10, 96, 0, 1)},
+		DNSNames:    []string{"localhost", "kubernetes.default.svc"},
+	}
+	if err := a.issue(filepath.Join(dir, "apiserver"), server); err != nil {
+		return nil, err
+	}
+	client := &x509.Certificate{
+		Subject:     pkix.Name{CommonName: KubeletClient},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	if err := a.issue(filepath.Join(dir, "kubelet-client"), client); err != nil {
 		return nil, err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(2),
-		Subject:      pkix.Name{CommonName: "kube-apiserver"},
-		NotBefore:    caTemplate.NotBefore,
-		NotAfter:     caTemplate.NotAfter,
-		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
-		DNSNames:     []string{"localhost"},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, caTemplate, &key.PublicKey, caKey)
-	if err != nil {
-		return nil, err
-	}
-	saKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	ca = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER})
-	files := map[string][]byte{
-		"ca.crt":        ca,
-		"apiserver.crt": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-	}
-	for name, key := range map[string]*ecdsa.PrivateKey{"apiserver.key": key, "service-account.key": saKey} {
-		b, err := x509.MarshalECPrivateKey(key)
-		if err != nil {
-			return nil, err
-		}
-		files[name] = pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: b})
-	}
-	for name, content := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
-			return nil, fmt.Errorf("write certificates: %w", err)
-		}
-	}
-	return ca, nil
+	return a, writeKey(filepath.Join(dir, "service-account.key"), key)
 }
+
+// KubeletClient is the user that the API server is for kubelets. It has no
+// rights that a test does not give it.
+const KubeletClient = "kube-apiserver-kubelet-client"
+
+// IssueServing writes a certificate for a server at the addresses, signed by the
+// control plane's authority, and its key, to path.crt and path.key.
+func (c *ControlPlane) IssueServing(path, name string, addresses ...net.IP) error {
+	return c.authority.issue(path, &x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, IPAddresses: addresses,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	})
+}
+
+// WriteNodeKubeconfig writes a kubeconfig for the node's own identity, a
+// certificate as the kubelet has it, with the certificate beside it.
+func (c *ControlPlane) WriteNodeKubeconfig(path, addr, node string) error {
+	err := c.authority.issue(path, &x509.Certificate{
+		Subject:     pkix.Name{CommonName: "system:node:" + node, Organization: []string{"system:nodes"}},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return err
+	}
+	return c.writeKubeconfig(path, addr, &clientcmdapi.AuthInfo{ClientCertificate: path + ".crt", ClientKey: path + ".key"})
+}
+
+// CAFile is the path of the authority's certificate.
+func (c *ControlPlane) CAFile() string { return c.file("ca.crt") }

@@ -38,11 +38,23 @@ const startTimeout = 60 * time.Second
 type Options struct {
 	// APIServerArgs are further flags of kube-apiserver.
 	APIServerArgs []string
+	// Address is the IPv4 address that the API server listens on; default
+	// 127.0.0.1.
+	Address string
+	// Controllers makes it the control plane of a whole cluster: with
+	// kube-controller-manager, which gives nodes ranges of PodCIDRs, with
+	// kube-scheduler, with ServiceAccounts, and with certificates for kubelets.
+	Controllers bool
 }
 
-// ControlPlane is an etcd and a kube-apiserver, with RBAC and without
-// controllers: nothing happens in it that a test does not do. The Service
-// ranges are 10.96.0.0/16 and fd00:96::/112.
+// PodCIDRs are where nodes get their ranges from, with Controllers.
+const PodCIDRs = "10.244.0.0/16,fd00:10:244::/48"
+
+// ServiceCIDRs are the ranges of ClusterIPs.
+const ServiceCIDRs = "10.96.0.0/16,fd00:96::/112"
+
+// ControlPlane is an etcd and a kube-apiserver with RBAC. Without Controllers
+// nothing happens in it that a test does not do.
 type ControlPlane struct {
 	// Dir holds all its files; they are removed with it.
 	Dir string
@@ -51,11 +63,12 @@ type ControlPlane struct {
 	// Kubeconfig is the path of an admin's kubeconfig.
 	Kubeconfig string
 
-	ca        []byte
-	options   Options
-	etcdURL   string
-	etcd      *process
-	apiserver *process
+	authority   *authority
+	options     Options
+	etcdURL     string
+	etcd        *process
+	apiserver   *process
+	controllers []*controller
 }
 
 // Start starts a ControlPlane that ends with the test.
@@ -71,7 +84,14 @@ func Start(t testing.TB) *ControlPlane {
 
 // New starts a ControlPlane and returns when it is ready. Close it.
 func New(ctx context.Context, o Options) (_ *ControlPlane, err error) {
-	for _, b := range Needed {
+	needed := []Binary{Etcd, APIServer}
+	if o.Controllers {
+		needed = append(needed, ControllerManager, Scheduler)
+	}
+	if o.Address == "" {
+		o.Address = "127.0.0.1"
+	}
+	for _, b := range needed {
 		path, err := b.Path()
 		if err != nil {
 			return nil, err
@@ -90,7 +110,7 @@ func New(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 			c.Close()
 		}
 	}()
-	if c.ca, err = writeCertificates(dir); err != nil {
+	if c.authority, err = writeCertificates(dir, o.Address); err != nil {
 		return nil, err
 	}
 	tokens := fmt.Sprintf("%s,admin,1,system:masters\n%s,nobody,2\n%s,fairlead,3\n", AdminToken, NobodyToken, AgentToken)
@@ -101,7 +121,7 @@ func New(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c.Addr = fmt.Sprintf("127.0.0.1:%d", port)
+	c.Addr = fmt.Sprintf("%s:%d", o.Address, port)
 	c.Kubeconfig = c.file("admin.kubeconfig")
 	if err := c.WriteKubeconfig(c.Kubeconfig, c.Addr, AdminToken); err != nil {
 		return nil, err
@@ -109,11 +129,18 @@ func New(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 	if err := c.startEtcd(ctx); err != nil {
 		return nil, err
 	}
-	return c, c.StartAPIServer(ctx)
+	if err := c.StartAPIServer(ctx); err != nil || !o.Controllers {
+		return c, err
+	}
+	return c, c.startControllers()
 }
 
 // Close ends the processes and removes the files.
 func (c *ControlPlane) Close() {
+	for _, k := range c.controllers {
+		k.stop()
+	}
+	c.controllers = nil
 	c.KillAPIServer()
 	if c.etcd != nil {
 		c.etcd.stop(syscall.SIGKILL, time.Second) // its data goes too
@@ -129,7 +156,7 @@ func (c *ControlPlane) RESTConfig(token string) *rest.Config {
 	return &rest.Config{
 		Host:            "https://" + c.Addr,
 		BearerToken:     token,
-		TLSClientConfig: rest.TLSClientConfig{CAData: c.ca},
+		TLSClientConfig: rest.TLSClientConfig{CAData: c.authority.pem},
 		QPS:             -1,
 	}
 }
@@ -142,9 +169,13 @@ func (c *ControlPlane) Client() (kubernetes.Interface, error) {
 // WriteKubeconfig writes a kubeconfig for the token, by way of addr: c.Addr, or
 // a Proxy's.
 func (c *ControlPlane) WriteKubeconfig(path, addr, token string) error {
+	return c.writeKubeconfig(path, addr, &clientcmdapi.AuthInfo{Token: token})
+}
+
+func (c *ControlPlane) writeKubeconfig(path, addr string, as *clientcmdapi.AuthInfo) error {
 	k := clientcmdapi.NewConfig()
-	k.Clusters["test"] = &clientcmdapi.Cluster{Server: "https://" + addr, CertificateAuthorityData: c.ca}
-	k.AuthInfos["test"] = &clientcmdapi.AuthInfo{Token: token}
+	k.Clusters["test"] = &clientcmdapi.Cluster{Server: "https://" + addr, CertificateAuthorityData: c.authority.pem}
+	k.AuthInfos["test"] = as
 	k.Contexts["test"] = &clientcmdapi.Context{Cluster: "test", AuthInfo: "test"}
 	k.CurrentContext = "test"
 	return clientcmd.WriteToFile(*k, path)
@@ -200,24 +231,27 @@ func (c *ControlPlane) StartAPIServer(ctx context.Context) error {
 		"--cert-dir", c.Dir,
 		"--tls-cert-file", c.file("apiserver.crt"),
 		"--tls-private-key-file", c.file("apiserver.key"),
-		"--service-cluster-ip-range", "10.96.0.0/16,fd00:96::/112",
+		"--service-cluster-ip-range", ServiceCIDRs,
 		"--token-auth-file", c.file("tokens.csv"),
 		"--authorization-mode", "RBAC",
 		"--service-account-issuer", "https://fairlead.test",
 		"--service-account-key-file", c.file("service-account.key"),
 		"--service-account-signing-key-file", c.file("service-account.key"),
-		"--endpoint-reconciler-type", "none",
-		// No controllers: there would be no service account to mount.
-		"--disable-admission-plugins", "ServiceAccount",
 		"--profiling=false",
 		"--delete-collection-workers", "8",
+	}
+	if c.options.Controllers {
+		args = append(args, c.kubeletArgs()...)
+	} else {
+		// There would be no service account to mount.
+		args = append(args, "--endpoint-reconciler-type", "none", "--disable-admission-plugins", "ServiceAccount")
 	}
 	c.apiserver, err = start(c.file("kube-apiserver.log"), path, append(args, c.options.APIServerArgs...)...)
 	if err != nil {
 		return err
 	}
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(c.ca)
+	roots.AppendCertsFromPEM(c.authority.pem)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
 	defer transport.CloseIdleConnections()
 	return waitReady(ctx, c.apiserver, transport, "https://"+c.Addr+"/readyz", AdminToken)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command build-controlplane builds the etcd and kube-apiserver that the e2e
-// tests run, once per version, into $FAIRLEAD_CACHE or ~/.cache/fairlead.
-// Arguments name other programs to build instead: kube-controller-manager,
-// kube-scheduler, kube-proxy.
+// Command build-controlplane builds the etcd, the programs of the control plane
+// and the kubectl that the e2e tests run, once per version, into
+// $FAIRLEAD_CACHE or ~/.cache/fairlead. Arguments name the programs to build
+// instead, such as kube-proxy.
 package main
 
 import (

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"fairlead.dev/test/e2e/cluster/traffic"
+)
+
+// soak is what runs beside the load.
+type soak struct {
+	*testCase
+	random *rand.Rand
+	until  time.Time
+	done   map[string]int // what was done how often
+	memory map[string][]int
+	number int
+}
+
+// What may be left over of the memory of an agent that was not restarted, from
+// the second quarter of the soak to the last: its heap breathes between two
+// collections.
+const (
+	memoryGrowthPercent = 15
+	memoryGrowthKiB     = 8 << 10
+)
+
+// TestSoak is `make soak`: load on every path, while Services and Pods come and
+// go, agents and runtimes are killed, and agents are upgraded.
+func TestSoak(t *testing.T) {
+	text := os.Getenv("FAIRLEAD_SOAK")
+	if text == "" {
+		t.Skip("SKIPPED: it takes as long as FAIRLEAD_SOAK says, such as 20m: make soak")
+	}
+	long, err := time.ParseDuration(text)
+	if err != nil || long < time.Minute {
+		t.Fatalf("FAIRLEAD_SOAK=%q: want a duration of a minute or more, such as 20m", text)
+	}
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("FAIRLEAD_SEED"); text != "" {
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("FAIRLEAD_SEED=%q: want a number", text)
+		}
+	}
+	t.Logf("FAIRLEAD_SEED=%d repeats the choices of this run", seed)
+	s := &soak{testCase: newCase(t), random: rand.New(rand.NewPCG(seed, seed)), done: map[string]int{}, memory: map[string][]int{}}
+	s.spread("steady", 4, gentle)
+	s.spread("rolling", 3, gentle)
+	steady, rolling := s.expose("steady", "steady", nodePort), s.expose("rolling", "rolling", nodePort)
+	pods := s.rolledOut("steady")
+	s.ready(steady, pods)
+	s.ready(rolling, s.rolledOut("rolling"))
+	s.alone()
+	baseline := s.leftovers()
+	ids := s.containerIDs(pods)
+
+	plans := s.everyPath(steady, traffic.TCP, traffic.UDP, traffic.Held, traffic.HeldUDP)
+	for c, p := range s.everyPath(rolling, traffic.TCP, traffic.UDP) {
+		plans[c] = traffic.Plan{Streams: append(plans[c].Streams, p.Streams...)}
+	}
+	r := s.load(plans)
+	s.until = time.Now().Add(long)
+	s.run()
+	s.quiesce()
+	r.end("soak of " + long.String())
+	t.Logf("done meanwhile: %v", s.done)
+	if now := s.containerIDs(pods); !slices.Equal(ids, now) {
+		t.Errorf("containers that nobody touched:\n%q\nbefore:\n%q", now, ids)
+	}
+	s.judgeMemory()
+	var now map[string]string
+	if err := within(patience, func() error {
+		if now = s.leftovers(); !maps.Equal(now, baseline) {
+			return fmt.Errorf("left over: %v\nbefore: %v", now, baseline)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// run does one thing after another until the time is over.
+func (s *soak) run() {
+	type deed struct {
+		name  string
+		every time.Duration
+		do    func() error
+		next  time.Time
+	}
+	deeds := []*deed{
+		{name: "Services changed", every: 300 * time.Millisecond, do: s.changeServices},
+		{name: "endpoints scaled", every: 5 * time.Second, do: s.scale},
+		{name: "memory looked at", every: 2 * time.Second, do: s.measure},
+		{name: "agents killed", every: 9 * time.Second, do: s.killAgent},
+		{name: "agents upgraded", every: 31 * time.Second, do: s.upgradeAgent},
+		{name: "runtimes killed", every: 47 * time.Second, do: s.killRuntime},
+		{name: "rolling updates", every: 40 * time.Second, do: s.update},
+	}
+	for _, d := range deeds {
+		d.next = time.Now().Add(d.every)
+	}
+	for time.Now().Before(s.until) {
+		for _, d := range deeds {
+			if time.Now().Before(d.next) {
+				continue
+			}
+			if err := d.do(); err != nil {
+				s.Fatalf("%s: %v", d.name, err)
+			}
+			s.done[d.name]++
+			d.next = time.Now().Add(d.every)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// changeServices makes a Service, or takes one away, of any of two selectors.
+func (s *soak) changeServices() error {
+	api := s.client.CoreV1().Services(s.namespace)
+	if s.number > 5 && s.random.IntN(2) == 0 {
+		err := api.Delete(s.Context(), fmt.Sprintf("churn-%d", s.random.IntN(s.number)), metav1.DeleteOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return err
+	}
+	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("churn-%d", s.number)}, Spec: corev1.ServiceSpec{
+		Type: corev1.ServiceTypeNodePort, IPFamilyPolicy: new(corev1.IPFamilyPolicyRequireDualStack),
+		Selector: map[string]string{"app": []string{"steady", "rolling"}[s.random.IntN(2)]}, Ports: []corev1.ServicePort{{Port: 8080}}}}
+	s.number++
+	_, err := api.Create(s.Context(), service, metav1.CreateOptions{})
+	return err
+}
+
+func (s *soak) patchDeployment(name, patch string) error {
+	_, err := s.client.AppsV1().Deployments(s.namespace).Patch(s.Context(), name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+	return err
+}
+
+func (s *soak) scale() error {
+	return s.patchDeployment("rolling", fmt.Sprintf(`{"spec":{"replicas":%d}}`, 2+s.random.IntN(3)))
+}
+
+func (s *soak) update() error {
+	return s.patchDeployment("rolling", fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"version":"%d"}}}}}`, time.Now().UnixNano()))
+}
+
+// killed is the node whose agent is killed and upgraded; the agents of the
+// others live through it all, and their memory is looked at.
+func (s *soak) killed() *node { return s.nodes[len(s.nodes)-1] }
+
+func (s *soak) killAgent() error {
+	if err := s.killed().stopAgent(syscall.SIGKILL); err != nil {
+		return err
+	}
+	return s.killed().startAgent(0)
+}
+
+func (s *soak) upgradeAgent() error {
+	if err := s.killed().stopAgent(syscall.SIGTERM); err != nil {
+		return err
+	}
+	return s.killed().startAgent(1)
+}
+
+func (s *soak) killRuntime() error {
+	n := s.nodes[s.random.IntN(len(s.nodes))]
+	_ = n.containerd.stop(syscall.SIGKILL, time.Minute)
+	return n.startContainerd()
+}
+
+func (s *soak) measure() error {
+	for _, n := range s.nodes {
+		if err := n.agent.alive(); err != nil {
+			return err
+		}
+		if n == s.killed() {
+			continue
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.agent.cmd.Process.Pid))
+		if err != nil {
+			return err
+		}
+		m := regexp.MustCompile(`(?m)^RssAnon:\s+(\d+) kB$`).FindSubmatch(b)
+		if m == nil {
+			return fmt.Errorf("no RssAnon in %s", b)
+		}
+		kib, err := strconv.Atoi(string(m[1]))
+		if err != nil {
+			return err
+		}
+		s.memory[n.name] = append(s.memory[n.name], kib)
+	}
+	return nil
+}
+
+func (s *soak) judgeMemory() {
+	median := func(all []int) int {
+		all = slices.Sorted(slices.Values(all))
+		return all[len(all)/2]
+	}
+	for name, all := range s.memory {
+		quarter := len(all) / 4
+		if quarter == 0 {
+			s.Errorf("%s: %d looks at the memory only", name, len(all))
+			continue
+		}
+		early, late := median(all[quarter:2*quarter]), median(all[3*quarter:])
+		s.Logf("%s: own memory of the agent, median %d KiB in the second quarter and %d KiB in the last, %d at most", name, early, late, slices.Max(all))
+		if late > early*(100+memoryGrowthPercent)/100+memoryGrowthKiB {
+			s.Errorf("%s: own memory of the agent grew from %d KiB to %d KiB", name, early, late)
+		}
+	}
+}
+
+// quiesce takes away what the churn made.
+func (s *soak) quiesce() {
+	if err := s.patchDeployment("rolling", `{"spec":{"replicas":3}}`); err != nil {
+		s.Fatal(err)
+	}
+	services, err := s.client.CoreV1().Services(s.namespace).List(s.Context(), metav1.ListOptions{})
+	if err != nil {
+		s.Fatal(err)
+	}
+	for _, service := range services.Items {
+		if strings.HasPrefix(service.Name, "churn-") {
+			if err := s.client.CoreV1().Services(s.namespace).Delete(context.Background(), service.Name, metav1.DeleteOptions{}); err != nil {
+				s.Error(err)
+			}
+		}
+	}
+	s.rolledOut("rolling")
+}
+
+// leftovers counts what Pods and Services have on each node.
+func (k *testCase) leftovers() map[string]string {
+	k.Helper()
+	out := map[string]string{}
+	for _, n := range k.nodes {
+		err := n.do(func() error {
+			netns, err := os.ReadDir("/run/netns")
+			if err != nil {
+				return err
+			}
+			mounts, err := os.ReadFile("/proc/1/mountinfo")
+			if err != nil {
+				return err
+			}
+			volumes, err := os.ReadDir("/var/lib/fairlead/pods")
+			if err != nil {
+				return err
+			}
+			links, err := netlink.LinkList()
+			if err != nil {
+				return err
+			}
+			out[n.name] = fmt.Sprintf("%d network namespaces, %d mounts, %d directories of volumes, %d links, maps: ",
+				len(netns), strings.Count(string(mounts), "\n"), len(volumes), len(links))
+			return nil
+		})
+		if err != nil {
+			k.Fatal(err)
+		}
+		out[n.name] += k.mapFill(n)
+	}
+	return out
+}
