@@ -152,6 +152,8 @@ type place struct {
 	capabilities []string
 	// hostPID: it sees all processes, and no namespaces of pods in /run/netns.
 	hostPID bool
+	// args are further flags; they win.
+	args []string
 }
 
 // start runs the agent in the place that the manifest describes.
@@ -170,6 +172,7 @@ func (b *bed) startIn(p place) *agent {
 	a.cmd = exec.Command("unshare", "--mount", "sh", "-c", container, "container", path, "run",
 		"--config", filepath.Join(b.dir, "config.yaml"), "--kubeconfig", b.kubeconfig, "--node-name", b.node,
 		"--bpffs", b.host.BPFFS, "--cgroup-root", b.host.CgroupRoot)
+	a.cmd.Args = append(a.cmd.Args, p.args...)
 	var pods []string
 	processes := ""
 	if !p.hostPID {

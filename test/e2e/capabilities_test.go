@@ -61,3 +61,30 @@ func TestTheManifestsCapabilitiesSufficeAndAreNeeded(t *testing.T) {
 		})
 	}
 }
+
+// The other dataplanes' overlays have no SYS_ADMIN.
+func TestTheOverlaysCapabilitiesSufficeForTheirDataplane(t *testing.T) {
+	for _, name := range []string{"nftables", "iptables"} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t)
+			set := parseManifests(t, overlay(t, name))
+			b.startIn(place{capabilities: set.capabilities, args: set.args}).ready()
+			pod, outside := b.client("client"), b.client("outside")
+			web := b.expose("web", nil)
+			b.endpoints(web, "a")
+			pod.reaches(clusterIP(web), "a")
+			outside.reaches(b.nodePort(web), "a")
+			b.endpoints(web, "b")
+			pod.reaches(clusterIP(web), "b")
+			outside.reaches(b.nodePort(web), "b")
+			if n := b.metric("fairlead_failed_services"); n != 0 {
+				t.Errorf("%v Services failed", n)
+			}
+			if n := b.metric("fairlead_apply_errors_total"); n != 0 {
+				t.Errorf("%v attempts failed", n)
+			}
+			b.deleteService(t, "web")
+			pod.getsNothing(clusterIP(web), "refused", "timed out")
+		})
+	}
+}
