@@ -130,6 +130,10 @@ func (w *worker) makeSandbox(ctx context.Context, p *plan) error {
 	if err != nil {
 		return w.sandboxFailed(ctx, err)
 	}
+	_, warnings := podspec.DNS(w.pod, f)
+	for _, warning := range warnings {
+		w.r.event(w.pod, "", corev1.EventTypeWarning, warning.Reason, warning.Message)
+	}
 	w.prefetch(config, handler)
 	w.r.transition()
 	id, err := w.r.client.Runtime.RunPodSandbox(cri.Quiet(ctx), config, handler)

@@ -70,6 +70,7 @@ func (r *Runner) relist(ctx context.Context) {
 		case err == nil && down:
 			down = false
 			r.log.Info("the container runtime answers again")
+			r.askFeatures(ctx)
 			r.wakeAll()
 		}
 		if err == nil {

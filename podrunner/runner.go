@@ -42,7 +42,7 @@ type Options struct {
 	Status  StatusSink
 	// Events default to none.
 	Events EventSink
-	// Facts of the node; PodIPs are set by the Runner.
+	// Facts of the node; PodIPs and Features are set by the Runner.
 	Facts func() podspec.Facts
 	// Admit says why a Pod cannot be taken beside others, which are not finished,
 	// nil where it can. It is asked once before a Pod starts, and for a resize;
@@ -97,6 +97,7 @@ type Runner struct {
 	hurry    atomic.Int64
 	relistCh chan struct{}
 	eventsOn atomic.Bool
+	can      atomic.Pointer[podspec.Features] // of the runtime
 
 	admitMu sync.Mutex
 	mu      sync.Mutex // guards what follows
@@ -167,6 +168,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		return nil // ctx has ended
 	}
 	defer r.client.Close()
+	r.askFeatures(ctx)
 	r.puller = cri.NewPuller(r.client, r.o.ParallelPulls, r.o.PullBackoff, r.o.RestartBackoffMax)
 	close(r.started)
 	stop := r.o.Objects.OnChange(r.objectChanged)
@@ -209,6 +211,31 @@ func (r *Runner) connect(ctx context.Context) (*cri.Client, error) {
 			wait = min(2*wait, 2*time.Second)
 		}
 	}
+}
+
+// askFeatures asks the runtime what it can do: at the start, and when it answers
+// again, since it may be another version then.
+func (r *Runner) askFeatures(ctx context.Context) {
+	status, err := r.client.Runtime.Status(cri.Quiet(ctx), false)
+	if err != nil {
+		r.log.Warn("ask the container runtime what it can do", "error", cri.Message(err))
+		return
+	}
+	can := podspec.Features{
+		SupplementalGroupsPolicy: status.GetFeatures().GetSupplementalGroupsPolicy(),
+		MountOptions:             status.GetFeatures().GetMountOptions(), RecursiveReadOnly: map[string]bool{},
+	}
+	for _, h := range status.GetRuntimeHandlers() {
+		can.RecursiveReadOnly[h.GetName()] = h.GetFeatures().GetRecursiveReadOnlyMounts()
+	}
+	r.can.Store(&can)
+}
+
+func (r *Runner) features() podspec.Features {
+	if can := r.can.Load(); can != nil {
+		return *can
+	}
+	return podspec.Features{}
 }
 
 // launch starts a worker's goroutine; mu is held, and r.ctx set.

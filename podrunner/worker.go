@@ -280,6 +280,7 @@ func (w *worker) accept(in *inbox) {
 // facts of the node, with the Pod's addresses.
 func (w *worker) facts() *podspec.Facts {
 	f := w.r.o.Facts()
+	f.Features = w.r.features()
 	if w.pod != nil {
 		f.PodIPs = podstatus.PodIPs(w.pod, &w.observed, f.HostIPs)
 	}

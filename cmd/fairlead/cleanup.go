@@ -3,11 +3,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"fairlead.dev/controller/config"
+	"fairlead.dev/podrunner/podnetwork"
 )
 
 func newCleanupCommand() *cobra.Command {
@@ -17,7 +19,8 @@ func newCleanupCommand() *cobra.Command {
 		Use:   "cleanup",
 		Short: "Remove all that fairlead left in the kernel",
 		Long: "Remove all that fairlead left in the kernel, of whatever dataplane: programs, maps and their pins,\n" +
-			"tables, chains, virtual servers. Traffic to Services stops being routed. The agent must not run.",
+			"tables, chains, virtual servers; of --pod-network its routes, rules and CNI configuration. Traffic to\n" +
+			"Services stops being routed. Pods run on. The agent must not run.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if kubeProxy {
@@ -29,6 +32,9 @@ func newCleanupCommand() *cobra.Command {
 			}
 			defer lock.Close()
 			removed, err := cleanupKernel(&c)
+			// Options of a Network that was: what it left says whose it is.
+			ofPods, podErr := podnetwork.Cleanup(podnetwork.Options{})
+			removed, err = append(removed, ofPods...), errors.Join(err, podErr)
 			for _, r := range removed {
 				fmt.Fprintf(cmd.OutOrStdout(), "removed %s\n", r)
 			}

@@ -87,7 +87,7 @@ func (k *cluster) run(ctx context.Context, p *pods) error {
 		if err != nil {
 			return nil // ctx has ended
 		}
-		n, err := k.newNode(runtime)
+		n, err := k.newNode(p, runtime)
 		if err != nil {
 			return err
 		}
@@ -115,7 +115,7 @@ func reached(ctx context.Context, r *podrunner.Runner) (*cri.Client, error) {
 	}
 }
 
-func (k *cluster) newNode(runtime *cri.Client) (*node.Node, error) {
+func (k *cluster) newNode(p *pods, runtime *cri.Client) (*node.Node, error) {
 	labels, err := k.c.NodeLabelMap()
 	if err != nil {
 		return nil, err
@@ -127,6 +127,9 @@ func (k *cluster) newNode(runtime *cri.Client) (*node.Node, error) {
 	o := node.Options{
 		Name: k.c.NodeName, Client: k.client, Addresses: k.facts.hostIPs, Runtime: runtime.Runtime, Labels: labels, Taints: taints,
 		MaxPods: k.c.MaxPods, Version: "v1.37.0+fairlead." + readBuildInfo().Version, Events: k.events, Logger: k.log,
+		Root: k.c.StateDir, Pressure: p.pressure.Measure, Images: node.ListImages(runtime.Images.ListImages),
+		// Of those that a kubelet of this version can have.
+		DeclaredFeatures: []string{"ExtendWebSocketsToKubelet"},
 	}
 	if k.c.KubeletBindAddress != "" {
 		_, port, err := net.SplitHostPort(k.c.KubeletBindAddress)

@@ -44,7 +44,7 @@ func newPodFacts(c *config.Configuration) (*podFacts, error) {
 	if err != nil {
 		return nil, err
 	}
-	if f.node, err = node.Local(node.Options{Name: c.NodeName, MaxPods: c.MaxPods, Labels: labels, Addresses: f.hostIPs}); err != nil {
+	if f.node, err = node.Local(node.Options{Name: c.NodeName, MaxPods: c.MaxPods, Labels: labels, Addresses: f.hostIPs, Root: c.StateDir}); err != nil {
 		return nil, err
 	}
 	sizes, _ := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB")

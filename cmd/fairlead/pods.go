@@ -5,17 +5,19 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
 	"fairlead.dev/controller/config"
 	"fairlead.dev/controller/source"
 	"fairlead.dev/podrunner"
+	"fairlead.dev/podrunner/housekeeping"
 	"fairlead.dev/podrunner/node"
 	"fairlead.dev/podrunner/objects"
 	"fairlead.dev/podrunner/podnetwork"
@@ -31,6 +33,10 @@ type pods struct {
 	runner  *podrunner.Runner
 	volumes *volume.Manager
 	network *podnetwork.Network // nil: --pod-network off
+	// pressure is what keeper finds that the node is short of.
+	pressure *node.Gauge
+	keeper   *housekeeping.Keeper
+	events   *podEvents
 	// static is fed by a directory; cluster is the API server's side. One of
 	// them is nil.
 	static  *objects.Static
@@ -39,6 +45,9 @@ type pods struct {
 
 // newPods wires the runner. src is where Pods come from.
 func newPods(c *config.Configuration, src source.Source, log *slog.Logger) (p *pods, err error) {
+	if err := os.MkdirAll(c.StateDir, 0o750); err != nil {
+		return nil, fmt.Errorf("--state-dir: %w", err)
+	}
 	p = &pods{c: c, log: log}
 	if p.facts, err = newPodFacts(c); err != nil {
 		return nil, err
@@ -48,17 +57,24 @@ func newPods(c *config.Configuration, src source.Source, log *slog.Logger) (p *p
 	}
 	if d, ok := src.(*source.Directory); ok {
 		p.static = &objects.Static{}
-		o.Objects, o.Status, o.Events = p.static, directoryStatus{d}, logEvents{log}
+		o.Objects, o.Status = p.static, directoryStatus{d}
+		p.events = &podEvents{list: node.NewEventList(keptEvents), next: logEvents{log}}
 	} else {
 		if p.cluster, err = newCluster(c, p.facts, log); err != nil {
 			return nil, err
 		}
-		o.Objects, o.Status, o.Events = p.cluster.store, p.cluster.writer, p.cluster.events
+		o.Objects, o.Status = p.cluster.store, p.cluster.writer
+		p.events = &podEvents{list: node.NewEventList(keptEvents), next: p.cluster.events}
 		p.facts.runtimeHandler = p.cluster.runtimeHandler
 	}
+	o.Events = p.events
 	p.volumes = volume.New(c.StateDir, o.Objects, log)
 	o.Volumes = p.volumes
 	if p.runner, err = podrunner.New(o); err != nil {
+		return nil, err
+	}
+	p.pressure = node.NewPressure(c.StateDir)
+	if p.keeper, err = p.newKeeper(); err != nil {
 		return nil, err
 	}
 	if c.PodNetwork != "off" {
@@ -91,6 +107,7 @@ func (p *pods) run(ctx context.Context) error {
 	defer stop()
 	g, running := errgroup.WithContext(running)
 	g.Go(func() error { return p.runner.Run(running) })
+	g.Go(func() error { return p.keeper.Run(running) })
 	g.Go(func() error { return p.serveSocket(running) })
 	if p.network != nil {
 		g.Go(func() error { return p.runNetwork(running) })
@@ -192,22 +209,6 @@ func (p *pods) registered() *node.Node {
 		return nil
 	}
 	return p.cluster.node.Load()
-}
-
-// logEvents says what the kubelet would make Events of, where there is nobody
-// to keep them.
-type logEvents struct{ log *slog.Logger }
-
-func (l logEvents) Event(object runtime.Object, kind, reason, message string) {
-	level := slog.LevelDebug
-	if kind == corev1.EventTypeWarning {
-		level = slog.LevelWarn
-	}
-	about := ""
-	if ref, ok := object.(*corev1.ObjectReference); ok {
-		about = ref.Namespace + "/" + ref.Name
-	}
-	l.log.Log(context.Background(), level, message, "pod", about, "reason", reason)
 }
 
 // directoryStatus gives the status of Pods to the directory, whose Services

@@ -20,7 +20,7 @@ import (
 
 func newPodsCommand() *cobra.Command {
 	c := config.Default()
-	output, namespace := "table", ""
+	output, namespace, events := "table", "", false
 	cmd := &cobra.Command{
 		Use:   "pods",
 		Short: "List the Pods that the agent of this node runs",
@@ -29,7 +29,10 @@ func newPodsCommand() *cobra.Command {
 			if err := checkOutput(output, "table", "wide", "json"); err != nil {
 				return err
 			}
-			pods, err := askForPods(cmd.Context(), c.StateDir)
+			if events {
+				return printEvents(cmd, c.StateDir, output, namespace)
+			}
+			pods, err := askAgent[corev1.Pod](cmd.Context(), c.StateDir, "pods")
 			if err != nil {
 				return err
 			}
@@ -48,6 +51,7 @@ func newPodsCommand() *cobra.Command {
 	}
 	addOutputFlag(cmd, &output, "table", "wide", "json")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "Pods of this namespace only")
+	cmd.Flags().BoolVar(&events, "events", false, "list what happened to the Pods and the node, the last first, since the agent began")
 	cmd.Flags().StringVar(&c.StateDir, "state-dir", c.StateDir, "`DIR`, as given to run")
 	return cmd
 }
@@ -68,6 +72,39 @@ func podsListing(pods []corev1.Pod) listing[corev1.Pod] {
 		{head: "IP", cell: func(p *corev1.Pod) string { return cmp.Or(p.Status.PodIP, "-") }},
 		{head: "MESSAGE", wide: true, cell: func(p *corev1.Pod) string { return cmp.Or(message(p), "-") }},
 	}}
+}
+
+func printEvents(cmd *cobra.Command, stateDir, output, namespace string) error {
+	events, err := askAgent[corev1.Event](cmd.Context(), stateDir, "events")
+	if err != nil {
+		return err
+	}
+	if namespace != "" {
+		events = slices.DeleteFunc(events, func(e corev1.Event) bool { return e.Namespace != namespace })
+	}
+	if output == "json" {
+		return json.NewEncoder(cmd.OutOrStdout()).Encode(corev1.EventList{Items: events})
+	}
+	return writeDump(cmd.OutOrStdout(), output, "", listing[corev1.Event]{name: "events", rows: events, columns: []column[corev1.Event]{
+		{head: "LAST", cell: func(e *corev1.Event) string { return human.HumanDuration(time.Since(e.LastTimestamp.Time)) }},
+		{head: "COUNT", cell: func(e *corev1.Event) string { return strconv.Itoa(int(e.Count)) }},
+		{head: "TYPE", cell: func(e *corev1.Event) string { return e.Type }},
+		{head: "REASON", cell: func(e *corev1.Event) string { return e.Reason }},
+		{head: "OBJECT", cell: eventObject},
+		{head: "MESSAGE", cell: func(e *corev1.Event) string { return strings.Join(strings.Fields(e.Message), " ") }},
+	}})
+}
+
+// eventObject is NAMESPACE/POD, with a container in brackets, or node/NAME.
+func eventObject(e *corev1.Event) string {
+	o := e.InvolvedObject
+	if o.Kind == "Node" {
+		return "node/" + o.Name
+	}
+	if _, container, ok := strings.Cut(strings.TrimSuffix(o.FieldPath, "}"), "{"); ok {
+		return o.Namespace + "/" + o.Name + "(" + container + ")"
+	}
+	return o.Namespace + "/" + o.Name
 }
 
 // summarize gives what kubectl shows of a Pod: n/m, one word, and restarts.

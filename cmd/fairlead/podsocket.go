@@ -14,12 +14,10 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
 )
 
-// podSocket is where the agent tells root on this node about its Pods: what is
-// ready is known to nobody else. It is in the state directory, which one agent
+// podSocket is where the agent tells root on this node about its Pods, and what
+// happened to them: what is ready is known to nobody else. It is in the state directory, which one agent
 // has at a time.
 const podSocket = "pods.sock"
 
@@ -45,10 +43,14 @@ func (p *pods) serveSocket(ctx context.Context) error {
 		return fmt.Errorf("serve the list of Pods: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /pods", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(p.runner.Pods()) // the client may go
-	})
+	answer := func(path string, list func() any) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(list()) // the client may go
+		})
+	}
+	answer("/pods", func() any { return p.runner.Pods() })
+	answer("/events", func() any { return p.events.list.Events() })
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
@@ -58,8 +60,8 @@ func (p *pods) serveSocket(ctx context.Context) error {
 	return nil
 }
 
-// askForPods asks the agent of this state directory.
-func askForPods(ctx context.Context, stateDir string) ([]corev1.Pod, error) {
+// askAgent asks the agent of this state directory for "pods" or "events".
+func askAgent[T any](ctx context.Context, stateDir, what string) ([]T, error) {
 	path := filepath.Join(stateDir, podSocket)
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -67,7 +69,7 @@ func askForPods(ctx context.Context, stateDir string) ([]corev1.Pod, error) {
 		},
 	}}
 	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://fairlead/pods", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://fairlead/"+what, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -79,9 +81,9 @@ func askForPods(ctx context.Context, stateDir string) ([]corev1.Pod, error) {
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("ask the agent at %s: %s", path, resp.Status)
 	}
-	var pods []corev1.Pod
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxPodList)).Decode(&pods); err != nil {
-		return nil, fmt.Errorf("read the list of Pods: %w", err)
+	var list []T
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxPodList)).Decode(&list); err != nil {
+		return nil, fmt.Errorf("read the list of %s: %w", what, err)
 	}
-	return pods, nil
+	return list, nil
 }

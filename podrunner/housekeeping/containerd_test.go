@@ -208,7 +208,12 @@ func TestContainerdLosesOnlyWhatNobodyUses(t *testing.T) {
 		t.Fatal("an image was removed before it was two minutes old")
 	}
 	now = now.Add(time.Second)
-	m.imagesDue = now
+	m.imagesDue, m.o.KeepImported = now, true
+	m.round(t.Context())
+	if !has("fairlead.test/other:1") {
+		t.Fatal("an image that was imported by hand was removed")
+	}
+	m.imagesDue, m.o.KeepImported = now, false
 	m.round(t.Context())
 	if has("fairlead.test/other:1") {
 		t.Error("the image that nobody uses is still there")

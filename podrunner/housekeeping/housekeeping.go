@@ -96,6 +96,9 @@ type Options struct {
 	// KeepImages, names with a tag or digest, are not removed, beside those that
 	// the runtime says are pinned and its sandbox image. Default none.
 	KeepImages []string
+	// KeepImported: images without a digest of a registry are not removed. They
+	// were imported by hand, and nobody could get them again.
+	KeepImported bool
 
 	// The node is short, and Pods are evicted, where less than this is available
 	// (evictionHard). Negative: never for that reason. Defaults: 100 Mi of memory

@@ -20,6 +20,8 @@ import (
 type image struct {
 	bytes  int64
 	pinned bool // by the runtime
+	// imported: no registry is known to have it.
+	imported bool
 	// seen is when it was first there, zero where it was from the beginning;
 	// used when a container was last made from it, zero: never seen.
 	seen, used time.Time
@@ -104,7 +106,7 @@ func (k *Keeper) listImages(ctx context.Context, c *cri.Client) error {
 		if i == nil {
 			i = &image{seen: seen}
 		}
-		i.bytes, i.pinned = int64(min(l.Size, math.MaxInt64)), l.Pinned
+		i.bytes, i.pinned, i.imported = int64(min(l.Size, math.MaxInt64)), l.Pinned, len(l.RepoDigests) == 0
 		images[l.Id], names[l.Id] = i, l.Id
 		for _, n := range append(slices.Clone(l.RepoTags), l.RepoDigests...) {
 			names[n] = l.Id
@@ -166,7 +168,7 @@ func (k *Keeper) freeImages(ctx context.Context, c *cri.Client, bytes int64) (fr
 		if freed >= bytes {
 			break
 		}
-		if i.pinned || kept[id] || k.now().Sub(i.seen) < k.o.ImageMinAge {
+		if i.pinned || kept[id] || (k.o.KeepImported && i.imported) || k.now().Sub(i.seen) < k.o.ImageMinAge {
 			continue
 		}
 		// Asked each time: a container may be made while others are removed.

@@ -81,6 +81,17 @@ func TestImagesStayBelowTheHighThreshold(t *testing.T) {
 	}
 }
 
+func TestImagesThatWereImportedByHandCanBeKept(t *testing.T) {
+	w, k := newWorld(t, func(o *Options) { o.KeepImported = true })
+	w.image("imported", 1)
+	w.image("pulled", 1).RepoDigests = []string{"example.test/pulled@sha256:1"}
+	w.disk.available = 15 * gib
+	w.round(t, k, 0)
+	if d := cmp.Diff([]string{"image pulled"}, w.removed); d != "" {
+		t.Errorf("removed (-want +got):\n%s", d)
+	}
+}
+
 func TestAContainerWhoseImageIsGoneDoesNotCostAListEachRound(t *testing.T) {
 	w, k := newWorld(t)
 	w.container("1", "a", "c", "gone", running)

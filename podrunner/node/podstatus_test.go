@@ -152,13 +152,3 @@ func TestLikeEventsAreCountedAndTheOldestGo(t *testing.T) {
 		t.Errorf("events %+v", got)
 	}
 }
-
-func TestAnEventOfAContainerNamesIt(t *testing.T) {
-	l := NewEventList(1)
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "n", UID: "u", ResourceVersion: "7"}}
-	PodEvents{l}.Event(pod, "spec.containers{web}", corev1.EventTypeNormal, "Started", "Started container web")
-	want := corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: "n", Name: "p", UID: "u", FieldPath: "spec.containers{web}"}
-	if got := l.Events(); len(got) != 1 || got[0].InvolvedObject != want || got[0].Reason != "Started" {
-		t.Errorf("events %+v", got)
-	}
-}

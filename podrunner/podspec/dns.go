@@ -20,10 +20,13 @@ const (
 	maxSearchChars = 2048
 )
 
+// Warning is for an Event about a Pod that runs, but not quite as it asks for.
+type Warning struct{ Reason, Message string }
+
 // DNS returns what a Pod's resolv.conf says: by its dnsPolicy the cluster's
-// resolver, the node's, or none, with its dnsConfig added. warnings are
-// messages for Events with the reason DNSConfigForming or MissingClusterDNS.
-func DNS(pod *corev1.Pod, f *Facts) (c *runtimeapi.DNSConfig, warnings []string) {
+// resolver, the node's, or none, with its dnsConfig added. warnings are for
+// Events about the Pod.
+func DNS(pod *corev1.Pod, f *Facts) (c *runtimeapi.DNSConfig, warnings []Warning) {
 	cluster := false
 	c = new(runtimeapi.DNSConfig)
 	switch pod.Spec.DNSPolicy {
@@ -49,8 +52,8 @@ func DNS(pod *corev1.Pod, f *Facts) (c *runtimeapi.DNSConfig, warnings []string)
 		if policy == "" {
 			policy = corev1.DNSClusterFirst
 		}
-		warnings = append(warnings, `pod: "`+describe(pod)+`". kubelet does not have ClusterDNS IP configured and cannot create Pod using "`+
-			string(policy)+`" policy. Falling back to "Default" policy.`)
+		warnings = append(warnings, Warning{"MissingClusterDNS", `pod: "` + describe(pod) + `". kubelet does not have ClusterDNS IP configured and cannot create Pod using "` +
+			string(policy) + `" policy. Falling back to "Default" policy.`})
 		c = hostDNS(f)
 	}
 	if d := pod.Spec.DNSConfig; d != nil {
@@ -131,11 +134,13 @@ func lastOptions(options []string) []string {
 	return kept
 }
 
-func limitDNS(c *runtimeapi.DNSConfig) (warnings []string) {
+func limitDNS(c *runtimeapi.DNSConfig) (warnings []Warning) {
+	warn := func(what string, kept []string) {
+		warnings = append(warnings, Warning{"DNSConfigForming", what + strings.Join(kept, " ")})
+	}
 	if len(c.Servers) > maxNameservers {
 		c.Servers = c.Servers[:maxNameservers]
-		warnings = append(warnings, "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: "+
-			strings.Join(c.Servers, " "))
+		warn("Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: ", c.Servers)
 	}
 	kept := slices.DeleteFunc(slices.Clone(c.Searches), func(s string) bool { return len(s) > validation.DNS1123SubdomainMaxLength })
 	kept = kept[:min(len(kept), maxSearches)]
@@ -144,8 +149,7 @@ func limitDNS(c *runtimeapi.DNSConfig) (warnings []string) {
 	}
 	if len(kept) < len(c.Searches) {
 		c.Searches = kept
-		warnings = append(warnings, "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: "+
-			strings.Join(kept, " "))
+		warn("Search Line limits were exceeded, some search paths have been omitted, the applied search line is: ", kept)
 	}
 	return warnings
 }

@@ -80,7 +80,7 @@ func TestDNSWithoutAClusterResolverFallsBackAndSaysSo(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 	const say = `pod: "front_web(0b1c-2d)". kubelet does not have ClusterDNS IP configured and cannot create Pod using "ClusterFirst" policy. Falling back to "Default" policy.`
-	if len(warnings) != 1 || warnings[0] != say {
+	if len(warnings) != 1 || warnings[0] != (Warning{"MissingClusterDNS", say}) {
 		t.Errorf("warnings %q, want %q", warnings, say)
 	}
 }
@@ -98,7 +98,8 @@ func TestDNSIsCutToItsLimits(t *testing.T) {
 	if len(got.Servers) != 3 || len(got.Searches) > 32 || got.Searches[0] != "a.example" || len(strings.Join(got.Searches, " ")) > 2048 || len(got.Searches) < 19 {
 		t.Errorf("%d servers, %d searches of %d characters", len(got.Servers), len(got.Searches), len(strings.Join(got.Searches, " ")))
 	}
-	if len(warnings) != 2 || !strings.HasPrefix(warnings[0], "Nameserver limits were exceeded") || !strings.HasPrefix(warnings[1], "Search Line limits were exceeded") {
+	if len(warnings) != 2 || !strings.HasPrefix(warnings[0].Message, "Nameserver limits were exceeded") || !strings.HasPrefix(warnings[1].Message, "Search Line limits were exceeded") ||
+		warnings[0].Reason != "DNSConfigForming" {
 		t.Errorf("warnings %q", warnings)
 	}
 }

@@ -112,6 +112,12 @@ func lookAtThem(n *node) {
 	if out, errOut, status = n.fairlead("logs", "web-0", "--cri-socket", n.rt.Socket); status != 0 || out != "web-0 listens on :8080\n" {
 		n.Errorf("fairlead logs web-0: status %d, %q, %s", status, out, errOut)
 	}
+	out, errOut, status = n.fairlead("pods", "--events", "--state-dir", n.rt.Root)
+	for _, want := range []string{"Created", "Started", "default/web-0(web)", "default/web-1(web)"} {
+		if status != 0 || !strings.Contains(out, want) {
+			n.Errorf("fairlead pods --events: status %d, no %q in:\n%s%s", status, want, out, errOut)
+		}
+	}
 	// From inside one Pod through the Service: to itself too.
 	seen := map[string]bool{}
 	for range 20 {
