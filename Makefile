@@ -10,10 +10,10 @@ CLANG_FORMAT ?= clang-format-19
 # Packages whose tests spend their time in the kernel, which is too slow under
 # the race detector; those of the pod runner that need containerd; the rest.
 KERNEL_PACKAGES := ./bpf/... ./dataplane/ebpf ./dataplane/nftables ./dataplane/iptables ./dataplane/ipvs ./dataplane/netfilter ./dataplane/uplink
-POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/...
-PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|bench|vm)|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
+POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/... ./test/pods
+PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|bench|vm|pods)|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
 
-.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience vm e2e manifests bench bench-pods fuzz clean
+.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience vm e2e manifests vuln bench bench-pods fuzz clean
 
 all: build
 
@@ -25,13 +25,15 @@ $(BIN)/fairlead:
 $(BIN)/responder:
 	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./examples/responder
 
-## The main job on real input: examples/basic, in network namespaces.
+## The main job on real input, in namespaces: examples/basic, then examples/web
+## with its Pods on a containerd of its own.
 demo: tools-demo build
 	examples/demo.sh $(BIN)/fairlead $(BIN)/responder
+	examples/web-demo.sh $(BIN)/fairlead $(BIN)/responder
 
 ## Everything that CI checks.
 test: tools
-	$(MAKE) lint check-generated manifests
+	$(MAKE) lint check-generated manifests vuln
 	$(MAKE) unit
 	$(MAKE) kernel
 	$(MAKE) pods
@@ -39,7 +41,7 @@ test: tools
 	$(MAKE) resilience
 	$(MAKE) e2e
 	$(MAKE) vm
-	$(MAKE) build && examples/demo.sh $(BIN)/fairlead $(BIN)/responder
+	$(MAKE) build && examples/demo.sh $(BIN)/fairlead $(BIN)/responder && examples/web-demo.sh $(BIN)/fairlead $(BIN)/responder
 	.ci/leftovers
 
 tools-demo:
@@ -53,7 +55,7 @@ lint:
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	cd test/e2e && $(GO) vet ./...
-	bash -n examples/demo.sh .ci/run .ci/install .ci/leftovers
+	for f in examples/*.sh .ci/run .ci/install .ci/leftovers; do bash -n "$$f" || exit 1; done
 	@bad=$$(git grep -l 'k8s.io/kubernetes' -- '*.go' go.mod ':!test/e2e'); [ -z "$$bad" ] || { echo "the main module imports k8s.io/kubernetes: $$bad"; exit 1; }
 
 generate:
