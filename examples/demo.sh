@@ -117,6 +117,19 @@ ask client "http://[fd00:10:96::10]/"
 for _ in 1 2 3; do ask outside http://192.0.2.11:30080/; done
 ask outside "http://[2001:db8::11]:30080/"
 
+say "Why does this packet go there?"
+node_ctl() { printf '$ fairlead %s\n' "$*"; in_ns node "$fairlead" "$@" --bpffs "$work/bpf"; }
+node_ctl explain 10.244.1.20 10.96.0.10:80
+node_ctl explain 192.0.2.100 192.0.2.11:30080
+
+say "Decisions, as they are made"
+node_ctl trace --for 2s &
+tracer=$!
+sleep 1
+ask client http://10.96.0.10/ >/dev/null
+ask outside http://192.0.2.11:30080/ >/dev/null
+wait "$tracer"
+
 say "An edit: pod-a leaves the Service web; new connections go to pod-b at once"
 slices=$work/manifests/web-endpoints.yaml
 sed -e '/10\.244\.1\.11\]/,+1d' -e '/::11"\]/,+1d' "$slices" >"$work/edited"

@@ -26,13 +26,17 @@ func main() {
 	ref := flag.String("name", "", "`NAME` of the image, such as example.test/web:1")
 	binary := flag.String("binary", "", "static `FILE` that becomes the entrypoint")
 	out := flag.String("o", "", "`FILE` to write")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: image [FLAGS] [ARGUMENT of the entrypoint, unless a Pod has others]...")
+		flag.PrintDefaults()
+	}
 	flag.Parse()
-	if err := write(*ref, *binary, *out); err != nil {
+	if err := write(*ref, *binary, *out, flag.Args()); err != nil {
 		log.Fatalf("image: %v", err)
 	}
 }
 
-func write(ref, binary, out string) error {
+func write(ref, binary, out string, arguments []string) error {
 	tag, err := name.NewTag(ref)
 	if err != nil {
 		return fmt.Errorf("-name: %w", err)
@@ -56,7 +60,7 @@ func write(ref, binary, out string) error {
 	}
 	// Without these a runtime leaves the image out, as one for other machines.
 	config.OS, config.Architecture = "linux", runtime.GOARCH
-	config.Config.Entrypoint = []string{entrypoint}
+	config.Config.Entrypoint, config.Config.Cmd = []string{entrypoint}, arguments
 	if image, err = mutate.ConfigFile(image, config); err != nil {
 		return fmt.Errorf("configure the image: %w", err)
 	}

@@ -26,8 +26,15 @@ func main() {
 	listen := flag.String("listen", ":8080", "`ADDRESS` for TCP and UDP")
 	message := flag.String("message", "", "`FILE` with a message to answer with too, read for each request")
 	url := flag.String("get", "", "ask this `URL`, print the answer and exit")
+	pause := flag.Bool("pause", false, "do nothing until told to stop, as a Pod's first process does")
 	flag.Parse()
 	log.SetFlags(0)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	if *pause {
+		<-ctx.Done()
+		return
+	}
 	if *url != "" {
 		if err := get(*url); err != nil {
 			log.Fatal(err)
@@ -64,8 +71,6 @@ func main() {
 			fmt.Fprintln(w)
 		}),
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
 	ended := make(chan error, 1)
 	context.AfterFunc(ctx, func() {
 		// Who asks now, asks because it has not heard yet that this one ends.
