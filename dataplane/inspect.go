@@ -11,6 +11,9 @@ type Inspector interface {
 	// Inspect reads what the kernel holds about a destination, at one instant
 	// as far as the technology allows. What it can't read it says in Unread.
 	Inspect(at FrontendKey) (*Inspection, error)
+	// Flows are those to one destination, sorted by client. Their names and
+	// scope may be empty.
+	Flows(to FrontendKey) ([]ConntrackRow, error)
 }
 
 // Inspection is what decides about new connections to one destination.
@@ -18,7 +21,7 @@ type Inspection struct {
 	// Dataplane is the value of --dataplane.
 	Dataplane string
 	// Frontend is what is at the destination, nil where nothing is, with the
-	// Service it belongs to.
+	// Service it belongs to. OnEmpty means nothing in sets that have Backends.
 	Frontend *Frontend
 	Service  ServiceName
 	// RefusedPort is why other ports of the destination's address are refused,
@@ -51,6 +54,8 @@ const (
 	UnreadMasquerade UnreadPart = "masquerade"
 	// UnreadCgroup: so is Rules.CgroupRoot.
 	UnreadCgroup UnreadPart = "cgroup"
+	// UnreadShares: eligible Backends need not get equal shares.
+	UnreadShares UnreadPart = "shares"
 )
 
 // Rules are what a Dataplane decides by, beside the Frontend.
@@ -97,7 +102,8 @@ type MasqueradeRules struct {
 	ByDevice   bool
 	IPv4, IPv6 netip.Addr
 	// Loopback: sources on loopback addresses are replaced where they leave.
-	Loopback bool
+	// LoopbackLost: but of IPv6 they never leave.
+	Loopback, LoopbackLost bool
 	// NodeAsPrimary: processes of the node are always seen with IPv4 or IPv6.
 	NodeAsPrimary bool
 	// NodeMustLeave: what processes of the node send by the packet path to

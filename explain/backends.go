@@ -30,6 +30,9 @@ func (j *judge) backends(f *dataplane.Frontend) {
 	}
 	kept := j.affinity(f, eligible)
 	share := 1 / float64(len(eligible))
+	if len(eligible) > 1 {
+		j.unread(dataplane.UnreadShares)
+	}
 	j.list(&set, func(b *Backend) {
 		i := slices.IndexFunc(eligible, func(e dataplane.Backend) bool { return e.AddrPort() == b.AddrPort() })
 		switch {
@@ -176,6 +179,9 @@ func (j *judge) source(f *dataplane.Frontend, b *dataplane.Backend) (*Source, st
 	}
 	if j.f.Origin == FromNode && b.HostNetwork && j.rules.Masquerade.NodeMustLeave {
 		return j.unchanged("it never arrives"), reasonNoRoute
+	}
+	if m := &j.rules.Masquerade; m.LoopbackLost && !b.HostNetwork && j.q.Client.Is6() && j.q.Client.IsLoopback() {
+		return j.unchanged("it never arrives: IPv6 lets nothing from ::1 leave the node"), reasonNoRoute
 	}
 	why, keep := j.masquerade(f, b)
 	if why == "" {

@@ -158,22 +158,57 @@ func (r *Reader) Conntrack() ([]dataplane.ConntrackRow, error) {
 	if err != nil {
 		return nil, err
 	}
+	states := make([]bpf.FairleadBackendState, r.maps["backend_states"].MaxEntries())
+	err = eachEntry(r.maps["backend_states"], func(i uint32, s *bpf.FairleadBackendState) { states[i] = *s })
+	if err != nil {
+		return nil, fmt.Errorf("read map backend_states: %w", err)
+	}
+	rows, err := r.flows(func(*bpf.FairleadTuple) bool { return true }, func(e *bpf.FairleadConntrackEntry) (portID, bpf.FairleadBackendState) {
+		var state bpf.FairleadBackendState
+		if int(e.Backend) < len(states) {
+			state = states[e.Backend]
+		}
+		return names[e.Service], state
+	})
+	slices.SortFunc(rows, func(a, b dataplane.ConntrackRow) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.PortName, b.PortName), a.Client.Compare(b.Client), a.Frontend.Compare(b.Frontend))
+	})
+	return rows, err
+}
+
+// Flows implements dataplane.Inspector.
+func (r *Reader) Flows(to dataplane.FrontendKey) ([]dataplane.ConntrackRow, error) {
+	address, port, protocol := encodeAddress(to.Address), swap16(to.Port), uint8(to.Protocol)
+	rows, err := r.flows(func(key *bpf.FairleadTuple) bool {
+		return key.Destination == address && key.DestinationPort == port && key.Protocol == protocol
+	}, func(e *bpf.FairleadConntrackEntry) (id portID, state bpf.FairleadBackendState) {
+		var names bpf.FairleadServiceNames
+		if err := r.maps["services"].Lookup(e.Service, &names); err == nil {
+			id = decodeNames(&names)
+		}
+		if err := r.maps["backend_states"].Lookup(e.Backend, &state); err != nil {
+			state = bpf.FairleadBackendState{}
+		}
+		return id, state
+	})
+	slices.SortFunc(rows, func(a, b dataplane.ConntrackRow) int { return a.Client.Compare(b.Client) })
+	return rows, err
+}
+
+// flows lists those wanted; about tells whose one is and what its Backend is now.
+func (r *Reader) flows(wanted func(*bpf.FairleadTuple) bool, about func(*bpf.FairleadConntrackEntry) (portID, bpf.FairleadBackendState)) ([]dataplane.ConntrackRow, error) {
 	rows := []dataplane.ConntrackRow{}
 	now := monotonicSeconds()
-	var states []bpf.FairleadBackendState
-	if states, err = r.states(); err != nil {
-		return nil, err
-	}
-	err = eachEntry(r.maps["conntrack"], func(key bpf.FairleadTuple, e *bpf.FairleadConntrackEntry) {
-		if e.Flags&conntrackReply != 0 {
+	err := eachEntry(r.maps["conntrack"], func(key bpf.FairleadTuple, e *bpf.FairleadConntrackEntry) {
+		if e.Flags&conntrackReply != 0 || !wanted(&key) {
 			return
 		}
-		name := names[e.Service]
+		name, state := about(e)
 		row := dataplane.ConntrackRow{
 			Service: name.service.String(), PortName: name.portName, Protocol: dataplane.Protocol(key.Protocol).String(),
 			Client: addrPort(key.Source, key.SourcePort), Frontend: addrPort(key.Destination, key.DestinationPort),
 			Backend: addrPort(e.Destination, e.DestinationPort), Scope: dataplane.External.String(),
-			State: flowState(e, states), IdleSeconds: now - e.LastSeenSeconds, AgeSeconds: now - e.CreatedSeconds,
+			State: flowState(e, state), IdleSeconds: now - e.LastSeenSeconds, AgeSeconds: now - e.CreatedSeconds,
 		}
 		if e.Flags&conntrackInternal != 0 {
 			row.Scope = dataplane.Internal.String()
@@ -186,24 +221,12 @@ func (r *Reader) Conntrack() ([]dataplane.ConntrackRow, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read map conntrack: %w", err)
 	}
-	slices.SortFunc(rows, func(a, b dataplane.ConntrackRow) int {
-		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.PortName, b.PortName), a.Client.Compare(b.Client), a.Frontend.Compare(b.Frontend))
-	})
 	return rows, nil
 }
 
-func (r *Reader) states() ([]bpf.FairleadBackendState, error) {
-	states := make([]bpf.FairleadBackendState, r.maps["backend_states"].MaxEntries())
-	err := eachEntry(r.maps["backend_states"], func(i uint32, s *bpf.FairleadBackendState) { states[i] = *s })
-	if err != nil {
-		return nil, fmt.Errorf("read map backend_states: %w", err)
-	}
-	return states, nil
-}
-
-func flowState(e *bpf.FairleadConntrackEntry, states []bpf.FairleadBackendState) string {
+func flowState(e *bpf.FairleadConntrackEntry, backend bpf.FairleadBackendState) string {
 	switch {
-	case int(e.Backend) >= len(states) || states[e.Backend].Generation != e.Generation || e.Generation&1 == 0:
+	case backend.Generation != e.Generation || e.Generation&1 == 0:
 		return "stale"
 	case e.Flags&(conntrackClosing|conntrackPeerClosing) != 0:
 		return "closing"

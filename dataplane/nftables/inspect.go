@@ -36,6 +36,11 @@ func (r *Reader) Inspect(at dataplane.FrontendKey) (*dataplane.Inspection, error
 	}
 }
 
+// Flows implements dataplane.Inspector.
+func (r *Reader) Flows(to dataplane.FrontendKey) ([]dataplane.ConntrackRow, error) {
+	return r.conntrack.Flows(func(k dataplane.FrontendKey) (name, portName string, ok bool) { return "", "", k == to })
+}
+
 // look is one look at a destination.
 type look struct {
 	kernel *socket

@@ -21,7 +21,7 @@ func (l *look) readRules(in *dataplane.Inspection) error {
 	in.Rules = dataplane.Rules{
 		Hooks:          dataplane.Hooks{Packet: "netfilter", Pod: prerouting, Uplink: prerouting, Node: "netfilter nat output (table fairlead)"},
 		LoopbackServed: true,
-		Masquerade:     dataplane.MasqueradeRules{ByDevice: true, Loopback: true},
+		Masquerade:     dataplane.MasqueradeRules{ByDevice: true, Loopback: true, LoopbackLost: true},
 	}
 	err := l.kernel.listElements(l.family, setUplinks, func(e *element) {
 		in.Rules.Uplinks = append(in.Rules.Uplinks, cString(e.key))

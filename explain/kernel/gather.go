@@ -121,18 +121,20 @@ func side(o explain.Origin) string {
 // remembered reads the flows of the client, and the affinity of the Service
 // port.
 func remembered(r dataplane.Inspector, q explain.Question, f *explain.Facts) error {
-	flows, err := r.Conntrack()
+	front := f.Inspection.Frontend
+	flows, err := r.Flows(q.To)
 	if err != nil {
 		return err
 	}
-	to := netip.AddrPortFrom(q.To.Address, q.To.Port)
 	for _, row := range flows {
-		if row.Frontend == to && row.Protocol == q.To.Protocol.String() && row.Client.Addr() == q.Client &&
-			(q.ClientPort == 0 || q.ClientPort == row.Client.Port()) {
-			f.Flows = append(f.Flows, row)
+		if row.Client.Addr() != q.Client || q.ClientPort != 0 && q.ClientPort != row.Client.Port() {
+			continue
 		}
+		if row.Service == "" && front != nil {
+			row.Service, row.PortName = f.Inspection.Service.String(), front.PortName
+		}
+		f.Flows = append(f.Flows, row)
 	}
-	front := f.Inspection.Frontend
 	if front == nil || front.AffinitySeconds == 0 {
 		return nil
 	}

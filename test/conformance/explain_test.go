@@ -1,0 +1,476 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/ebpf"
+	"fairlead.dev/dataplane/iptables"
+	"fairlead.dev/dataplane/ipvs"
+	"fairlead.dev/dataplane/nftables"
+	"fairlead.dev/explain"
+	"fairlead.dev/explain/kernel"
+)
+
+// inspected is a Dataplane that explain is asked about.
+type inspected struct {
+	Target
+	check func() []dataplane.CheckResult
+	read  func(*Node) (dataplane.Reader, error)
+	// rounds of random Services are made, and questions asked in each.
+	rounds, questions int
+}
+
+// explainLoad is a set of Services and the questions about them.
+const (
+	servicesARound = 6
+	seedVariable   = "FAIRLEAD_SEED"
+)
+
+func TestExplainAgreesWithPackets(t *testing.T) {
+	for _, d := range []inspected{
+		{
+			Target: Target{Name: "ebpf", New: func(n *Node) (dataplane.Dataplane, error) {
+				return ebpf.New(context.Background(), ebpf.Options{BPFFS: n.BPFFS, CgroupRoot: n.CgroupRoot, Devices: n.Devices})
+			}},
+			read:   func(n *Node) (dataplane.Reader, error) { return ebpf.Read(n.BPFFS) },
+			rounds: 10, questions: 20,
+		},
+		{
+			Target: Target{Name: "nftables", New: func(n *Node) (dataplane.Dataplane, error) {
+				return nftables.New(context.Background(), nftables.Options{Devices: n.Devices})
+			}},
+			read:   func(*Node) (dataplane.Reader, error) { return nftables.Read(nftables.Options{}) },
+			rounds: 10, questions: 20,
+		},
+		{
+			Target: Target{Name: "iptables", New: func(n *Node) (dataplane.Dataplane, error) {
+				return iptables.New(context.Background(), iptables.Options{Flavour: iptables.NFT, Devices: n.Devices})
+			}},
+			read: func(*Node) (dataplane.Reader, error) {
+				return iptables.Read(iptables.Options{Flavour: iptables.NFT})
+			},
+			rounds: 6, questions: 20,
+		},
+		{
+			Target: Target{Name: "ipvs", New: func(n *Node) (dataplane.Dataplane, error) {
+				return ipvs.New(context.Background(), ipvs.Options{Devices: n.Devices})
+			}},
+			check:  func() []dataplane.CheckResult { return ipvs.Check(ipvs.Options{}) },
+			read:   func(*Node) (dataplane.Reader, error) { return ipvs.Read(ipvs.Options{}) },
+			rounds: 6, questions: 20,
+		},
+	} {
+		t.Run(d.Name, func(t *testing.T) {
+			if d.check != nil {
+				if ok, reason := dataplane.Usable(d.check()); !ok {
+					t.Skip("this machine can't do " + d.Name + ": " + reason)
+				}
+			}
+			d.run(t)
+		})
+	}
+}
+
+func (d *inspected) run(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv(seedVariable); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("%s=%q: want a number", seedVariable, text)
+		}
+	}
+	t.Logf("%s=%d repeats the choices of this run", seedVariable, seed)
+	b := &bench{lab: newLab(t), target: d.Target}
+	t.Cleanup(func() { b.close(t) })
+	// Refusals are many, and ICMP errors are limited by default.
+	if err := b.lab.nodes[0].ns.do(func() error {
+		return writeSysctls(map[string]string{"ipv4/icmp_ratelimit": "0", "ipv6/icmp/ratelimit": "0"})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.start(0); err != nil {
+		t.Fatal(err)
+	}
+	p := &prober{inspected: d, t: t, bench: b, rng: rand.New(rand.NewPCG(seed, 0)), outcomes: map[string]int{}}
+	p.openReader()
+	start := time.Now()
+	for range d.rounds {
+		p.round()
+	}
+	t.Logf("%d questions in %v: %v", p.asked, time.Since(start).Round(time.Millisecond), p.outcomes)
+	for _, o := range []explain.Outcome{explain.Forwarded, explain.Refused, explain.Dropped, explain.NotService} {
+		if p.outcomes[string(o)] == 0 {
+			t.Errorf("no question ended with %s", o)
+		}
+	}
+}
+
+// prober asks, and sends what it asked about.
+type prober struct {
+	*inspected
+	t        *testing.T
+	bench    *bench
+	rng      *rand.Rand
+	reader   dataplane.Inspector
+	asked    int
+	outcomes map[string]int
+}
+
+func (p *prober) agent() *agent { return p.bench.agents[0] }
+
+func (p *prober) openReader() {
+	p.t.Helper()
+	err := p.agent().thread.do(func() error {
+		r, err := p.read(p.bench.lab.nodes[0])
+		if err == nil {
+			p.reader = r.(dataplane.Inspector)
+		}
+		return err
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { p.reader.Close() })
+}
+
+// round makes Services, asks about them, and takes them away.
+func (p *prober) round() {
+	s := &Story{t: p.t, bench: p.bench, kase: Case{ID: "explain", Clause: "explain says what packets then do"}, given: newObjects(), agents: p.bench.agents[:1]}
+	defer s.cleanUp()
+	var services []*service
+	for range servicesARound {
+		s.variant = variant{family: pick(p, IPv4, IPv6), protocol: pick(p, "TCP", "UDP")}
+		services = append(services, p.service(s))
+	}
+	s.apply(services...)
+	p.compare()
+	for range p.questions {
+		p.ask(services[p.rng.IntN(len(services))])
+	}
+}
+
+func pick[T any](p *prober, of ...T) T { return of[p.rng.IntN(len(of))] }
+
+func (p *prober) oneIn(n int) bool { return p.rng.IntN(n) == 0 }
+
+// service makes a Service of random fields and endpoints, of the story's family.
+func (p *prober) service(s *Story) *service {
+	svc := s.service()
+	switch p.rng.IntN(3) {
+	case 1:
+		svc.nodePort()
+	case 2:
+		svc.loadBalancer(vip)
+		if p.oneIn(2) {
+			ranges := []string{"192.0.2.0/24", "192.0.2.100/32", "10.244.0.0/16", "10.244.1.10/32", "203.0.113.0/24",
+				"2001:db8::/64", "2001:db8::100/128", "fd00:10:244::/48", "fd00:10:244:1::a/128", "2001:db8:ffff::/64"}
+			p.rng.Shuffle(len(ranges), func(i, j int) { ranges[i], ranges[j] = ranges[j], ranges[i] })
+			svc.Spec.LoadBalancerSourceRanges = ranges[:1+p.rng.IntN(4)]
+		}
+	}
+	if svc.Spec.Type != "ClusterIP" && p.oneIn(2) {
+		svc.externalLocal()
+	}
+	if p.oneIn(3) {
+		svc.internalLocal()
+	}
+	if p.oneIn(3) {
+		svc.sticky(600)
+	}
+	hinted := p.oneIn(4)
+	members := []string{"a", "b", "c", "d", "e", "narrow", "host1"}
+	p.rng.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
+	var endpoints []endpoint
+	for _, m := range members[:p.rng.IntN(5)] {
+		e := one(m)
+		switch p.rng.IntN(6) {
+		case 0:
+			e = e.leaving()
+		case 1:
+			e = pick(p, e.notReady(), e.dying())
+		}
+		if hinted {
+			e = e.forZones(pick(p, zone, "zone-2"))
+		}
+		endpoints = append(endpoints, e)
+	}
+	return svc.to(endpoints...)
+}
+
+// compare reads every Frontend of the Table back.
+func (p *prober) compare() {
+	p.t.Helper()
+	for name, svc := range p.agent().compiler.Table().Services {
+		for i := range svc.Frontends {
+			want := svc.Frontends[i]
+			if want.Address.Is6() && want.Address.IsLoopback() && p.Name != "ebpf" && p.Name != "ipvs" {
+				continue // not programmed, see docs/semantics.md
+			}
+			var in *dataplane.Inspection
+			err := p.agent().thread.do(func() (err error) {
+				in, err = p.reader.Inspect(want.FrontendKey)
+				return err
+			})
+			switch {
+			case err != nil:
+				p.t.Fatal(err)
+			case in.Frontend == nil || in.Service != name:
+				p.t.Errorf("%s of %s is not there: %+v", want.FrontendKey, name, in)
+				continue
+			}
+			for _, u := range in.Unread {
+				switch u.Part {
+				case dataplane.UnreadDraining:
+					want.Draining = nil
+				case dataplane.UnreadMasquerade:
+					want.MasqueradeExternal = false
+				}
+			}
+			want.SourceRanges, in.Frontend.SourceRanges = outermost(want.SourceRanges), outermost(in.Frontend.SourceRanges)
+			for _, set := range []*dataplane.BackendSet{&want.Internal, &want.External, &in.Frontend.Internal, &in.Frontend.External} {
+				if len(set.Backends) > 0 {
+					set.OnEmpty = dataplane.Reject // it means nothing
+				}
+			}
+			if !in.Frontend.Equal(&want) {
+				p.t.Errorf("%s of %s is read as (-Table +kernel):\n%s", want.FrontendKey, name, cmp.Diff(want, *in.Frontend,
+					cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })))
+			}
+		}
+	}
+}
+
+// outermost leaves out ranges that lie in others, which change nothing.
+func outermost(ranges []netip.Prefix) (out []netip.Prefix) {
+	for _, r := range ranges {
+		if !slices.ContainsFunc(ranges, func(o netip.Prefix) bool { return o.Bits() < r.Bits() && o.Contains(r.Addr()) }) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// explainClients may ask; those of packetPath pass no socket hook.
+var (
+	explainClients = []string{"client", "client", "bypass", "a", "c", "host1", "host1", "outside", "outside", "far", "pod2", "client-unhooked"}
+	packetPath     = []string{"bypass", "c", "client-unhooked"}
+)
+
+// probe is one question, and what was answered.
+type probe struct {
+	p      *prober
+	who    string
+	q      explain.Question
+	asking *asking
+	answer explain.Answer
+	took   time.Duration
+}
+
+// ask asks one question about a Service and sends what the answer is about.
+func (p *prober) ask(svc *service) {
+	p.t.Helper()
+	s := svc.story
+	s.family, s.protocol = familyFrom(svc.Spec.IPFamilies[0]), string(svc.Spec.Ports[0].Protocol)
+	who := pick(p, explainClients...)
+	to := p.destination(svc, who)
+	protocol, _ := dataplane.ParseProtocol(s.protocol)
+	pr := &probe{p: p, who: who, asking: s.ask(to).by(who)}
+	pr.q.To = dataplane.FrontendKey{Address: to.Addr(), Port: to.Port(), Protocol: protocol}
+	if who != "host1" {
+		pr.q.Client = s.addressOf(who)
+	}
+	begin := time.Now()
+	defer func() {
+		if d := time.Since(begin); d > 300*time.Millisecond {
+			p.t.Logf("%s: %v, %s, explained in %v", pr.asking, d, pr.answer.Outcome, pr.took)
+		}
+	}()
+	pr.explain()
+	p.asked++
+	p.outcomes[string(pr.answer.Outcome)]++
+	switch pr.answer.Outcome {
+	case explain.Forwarded:
+		pr.forwarded()
+	case explain.Refused:
+		if o := pr.send(1)[0]; o.Failure != refused {
+			pr.wrong("refused", o)
+		}
+	case explain.Dropped:
+		pr.asking.r.Timeout = silentFor
+		// A process of the node may be told by its own stack.
+		told := func(o outcome) bool { return who == "host1" && strings.Contains(o.Detail, unix.EPERM.Error()) }
+		if o := pr.send(1)[0]; o.Failure != timedOut && !told(o) {
+			pr.wrong("silence", o)
+		}
+	case explain.NotService:
+		pr.asking.r.Timeout = silentFor
+		if o := pr.send(1)[0]; o.Failure == "" && (o.Local != to || pr.q.Client.IsValid() && o.Remote.Addr() != pr.q.Client) {
+			pr.wrong("nobody's answer but that of "+to.String(), o)
+		}
+	}
+}
+
+// destination is one of the Service's Frontends, or something near them.
+func (p *prober) destination(svc *service, who string) netip.AddrPort {
+	s := svc.story
+	n := p.bench.lab.nodes[0]
+	all := []netip.AddrPort{svc.atClusterIP(), svc.atClusterIP(), netip.AddrPortFrom(svc.atClusterIP().Addr(), 99), netip.AddrPortFrom(s.addressOf("a"), 8080)}
+	if svc.Spec.Type != "ClusterIP" {
+		nodePort := uint16(svc.Spec.Ports[0].NodePort)
+		at := svc.atNodePort()
+		all = append(all, at, at, at, netip.AddrPortFrom(at.Addr(), 29999))
+		if who == "host1" || who == "client" || who == "a" {
+			loopback := netip.MustParseAddr("127.0.0.1")
+			if s.family == IPv6 {
+				loopback = netip.IPv6Loopback()
+			}
+			all = append(all, netip.AddrPortFrom(n.gateway().of(s.family == IPv6), nodePort), netip.AddrPortFrom(loopback, nodePort))
+		}
+	}
+	if svc.Spec.Type == "LoadBalancer" {
+		all = append(all, svc.atExternal(), svc.atExternal(), svc.atExternal(), svc.atExternal(), netip.AddrPortFrom(svc.atExternal().Addr(), 99))
+	}
+	return pick(p, all...)
+}
+
+func (pr *probe) explain() {
+	pr.p.t.Helper()
+	begin := time.Now()
+	defer func() { pr.took = time.Since(begin) }()
+	err := pr.p.agent().thread.do(func() (err error) {
+		pr.answer, err = kernel.Explain(pr.p.reader, pr.q, kernel.Options{PacketPath: slices.Contains(packetPath, pr.who)})
+		return err
+	})
+	if err != nil {
+		pr.p.t.Fatalf("explain %s: %v", pr.q, err)
+	}
+}
+
+func (pr *probe) send(times int) []outcome {
+	pr.p.t.Helper()
+	pr.asking.times(times)
+	return pr.asking.do()
+}
+
+func (pr *probe) wrong(want string, seen any) {
+	pr.p.t.Helper()
+	text, _ := json.MarshalIndent(pr.answer, "", " ")
+	if o, ok := seen.(outcome); ok {
+		seen = fmt.Sprintf("%s (at %v, from %v)", o.describe(), o.Local, o.Remote)
+	}
+	pr.p.t.Fatalf("sent: %s\nwant: %s\nseen: %v\nexplained: %s", pr.asking, want, seen, text)
+}
+
+// forwarded sends until each Backend with a share must have been met.
+func (pr *probe) forwarded() {
+	pr.p.t.Helper()
+	eligible := 0
+	for _, b := range pr.answer.Backends {
+		if b.Share > 0 {
+			eligible++
+		}
+	}
+	sticky := pr.answer.Policy.SessionAffinitySeconds > 0
+	times := 16 * eligible
+	if sticky {
+		times = 1
+	}
+	met := map[netip.AddrPort]bool{}
+	for _, o := range pr.send(times) {
+		met[pr.reached(o).AddrPort()] = true
+	}
+	if sticky {
+		pr.remembered(met)
+		return
+	}
+	for _, b := range pr.answer.Backends {
+		if b.Share > 0 && b.Dropped == "" && !met[b.AddrPort()] {
+			pr.wrong(fmt.Sprintf("%s too, among %d", b.AddrPort(), times), met)
+		}
+	}
+	if pr.answer.Path != "socket" {
+		pr.known()
+	}
+}
+
+// reached finds the Backend of an outcome among those with a share, and compares
+// what it saw.
+func (pr *probe) reached(o outcome) explain.Backend {
+	pr.p.t.Helper()
+	dropped := slices.IndexFunc(pr.answer.Backends, func(b explain.Backend) bool { return b.Share > 0 && b.Dropped != "" })
+	if o.Failure == timedOut && dropped >= 0 {
+		return pr.answer.Backends[dropped]
+	}
+	if o.Failure != "" {
+		pr.wrong("an answer", o)
+	}
+	i := slices.IndexFunc(pr.answer.Backends, func(b explain.Backend) bool { return b.Share > 0 && b.AddrPort() == o.Local })
+	if i < 0 {
+		pr.wrong("an answer of a Backend with a share", o)
+	}
+	b := pr.answer.Backends[i]
+	switch {
+	case b.Dropped != "":
+		pr.wrong("nothing from "+b.AddrPort().String(), o)
+	case b.Source.Address == nil:
+		pr.wrong("a source address that is known", o)
+	case *b.Source.Address != o.Remote.Addr():
+		pr.wrong("seen as "+b.Source.Address.String(), o)
+	}
+	return b
+}
+
+// remembered asks again: there must be an entry now, and it must hold.
+func (pr *probe) remembered(met map[netip.AddrPort]bool) {
+	pr.p.t.Helper()
+	pr.explain()
+	a := pr.answer.Affinity
+	switch {
+	case a == nil || !a.Honoured || !met[a.Backend]:
+		pr.wrong(fmt.Sprintf("an entry that leads to %v", met), a)
+	case a.RemainingSeconds < 500 || a.RemainingSeconds > 600:
+		pr.wrong("almost 600 seconds left", a)
+	}
+	for _, o := range pr.send(3) {
+		if b := pr.reached(o); b.AddrPort() != a.Backend {
+			pr.wrong("the Backend of the entry", o)
+		}
+	}
+}
+
+// known holds a connection and asks about its source port: the flow decides.
+func (pr *probe) known() {
+	pr.p.t.Helper()
+	pr.asking.times(0)
+	h, o := pr.asking.tryOpen()
+	if o.Failure != "" {
+		return // dropped on its way to one of the Backends, which reached knows
+	}
+	client := pr.q
+	pr.q.Client, pr.q.ClientPort = o.Self.Addr(), o.Self.Port()
+	pr.explain()
+	pr.reached(o)
+	if n := len(pr.answer.Flows); n != 1 || pr.answer.Flows[0].Client != o.Self || pr.answer.Flows[0].Backend != o.Local {
+		pr.wrong(fmt.Sprintf("one flow %s -> %s", o.Self, o.Local), pr.answer.Flows)
+	}
+	if again := h.again(); again.Failure != "" || again.Local != o.Local {
+		pr.wrong("the flow goes on", again)
+	}
+	pr.q = client
+}
