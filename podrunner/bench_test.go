@@ -3,10 +3,8 @@
 package podrunner
 
 import (
-	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -18,7 +16,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"fairlead.dev/podrunner/containerdtest"
 )
@@ -28,14 +25,14 @@ import (
 // in turn. It reports the medians, and of the Pods' beyond the calls.
 func BenchmarkPodStart(b *testing.B) {
 	g := newRig(b)
-	bare := newBare(b, g.rt)
+	bare := g.rt.NewBare(b)
 	key := g.pod(benchPod("warm"))
 	g.await(key, "ready", ready)
 	g.remove(key)
 	var calls, pods []time.Duration
 	i := 0
 	for b.Loop() {
-		calls = append(calls, bare.start(i))
+		calls = append(calls, startBare(b, bare, i))
 		begin := time.Now()
 		key := g.pod(benchPod(fmt.Sprint("p", i)))
 		g.await(key, "ready", ready)
@@ -61,51 +58,14 @@ func median(d []time.Duration) time.Duration {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// bare is the least that starts a Pod's sandbox and container.
-type bare struct {
-	b      testing.TB
-	client runtimeapi.RuntimeServiceClient
-	rt     *containerdtest.Runtime
-}
-
-func newBare(b testing.TB, rt *containerdtest.Runtime) *bare {
-	conn, err := rt.Dial()
+// startBare starts one Pod by the bare calls, and removes it.
+func startBare(b *testing.B, bare *containerdtest.Bare, i int) time.Duration {
+	sandbox, took, err := bare.Start(b.Context(), fmt.Sprint("bare", i))
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { conn.Close() })
-	return &bare{b, runtimeapi.NewRuntimeServiceClient(conn), rt}
-}
-
-func (c *bare) start(i int) time.Duration {
-	ctx := context.Background()
-	name := fmt.Sprint("bare", i)
-	sandbox := &runtimeapi.PodSandboxConfig{
-		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name}, LogDirectory: filepath.Join(c.rt.Dir, name),
-		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: c.rt.CgroupRoot + "/kubepods/burstable"},
-	}
-	begin := time.Now()
-	run, err := c.client.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: sandbox})
-	if err != nil {
-		c.b.Fatal(err)
-	}
-	created, err := c.client.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
-		PodSandboxId: run.PodSandboxId, SandboxConfig: sandbox,
-		Config: &runtimeapi.ContainerConfig{
-			Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: containerdtest.Image},
-			Args: []string{"sleep"}, LogPath: "c.log", Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{CpuShares: 10}},
-		},
-	})
-	if err != nil {
-		c.b.Fatal(err)
-	}
-	if _, err := c.client.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
-		c.b.Fatal(err)
-	}
-	took := time.Since(begin)
-	_, _ = c.client.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: run.PodSandboxId})
-	if _, err := c.client.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: run.PodSandboxId}); err != nil {
-		c.b.Fatal(err)
+	if err := bare.Remove(b.Context(), sandbox); err != nil {
+		b.Fatal(err)
 	}
 	return took
 }
