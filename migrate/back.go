@@ -4,6 +4,7 @@ package migrate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -19,7 +20,7 @@ type KubeProxy struct {
 
 	mu      sync.Mutex
 	covered bool
-	waited  bool
+	waited  string // what was told last
 }
 
 var _ dataplane.Dataplane = (*KubeProxy)(nil)
@@ -70,13 +71,13 @@ func (k *KubeProxy) Sync(ctx context.Context, t *dataplane.Table) (changed int, 
 	return 0, nil
 }
 
-// wait is the error that says what is waited for, told once.
+// wait is the error that says what is waited for.
 func (k *KubeProxy) wait(what string) error {
-	if !k.waited {
+	if k.waited != what {
 		k.report.Add(Waiting, "%s", what)
-		k.waited = true
+		k.waited = what
 	}
-	return fmt.Errorf("%s", what)
+	return errors.New(what)
 }
 
 // Apply implements dataplane.Dataplane: kube-proxy hears of changes itself.

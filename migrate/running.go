@@ -77,7 +77,7 @@ func processes(proc string) (ids []string, err error) {
 	return ids, nil
 }
 
-// servers asks where a kube-proxy would answer.
+// servers asks where a kube-proxy would answer, and names the first that does.
 func servers(ctx context.Context, metrics, healthz string) string {
 	type question struct {
 		url        string
@@ -90,16 +90,12 @@ func servers(ctx context.Context, metrics, healthz string) string {
 	for _, a := range addresses(defaultHealthz, healthz) {
 		questions = append(questions, question{"http://" + a + "/healthz", isHealth})
 	}
-	var found []string
 	for _, q := range questions {
 		if body, err := get(ctx, q.url); err == nil && q.kubeProxys(body) {
-			found = append(found, q.url)
+			return "who answers at " + q.url
 		}
 	}
-	if len(found) == 0 {
-		return ""
-	}
-	return "who answers at " + strings.Join(found, " and ")
+	return ""
 }
 
 // addresses are the defaults and one more, where that can be asked from here.

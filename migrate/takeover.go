@@ -72,9 +72,12 @@ func (t *TakeOver) Observe(ctx context.Context, table *dataplane.Table) error {
 // Table and that each Service that answered answers still, and then removes
 // kube-proxy's rules.
 func (t *TakeOver) Begin(ctx context.Context, table *dataplane.Table) error {
-	rows := table.Rows()
-	t.o.Report.Add(Programmed, "%s of %s, beside kube-proxy's rules", plural(len(rows), "Frontend"), plural(len(table.Services), "Service"))
-	if err := t.holds(rows); err != nil {
+	frontends := 0
+	for _, s := range table.Services {
+		frontends += len(s.Frontends)
+	}
+	t.o.Report.Add(Programmed, "%s of %s, beside kube-proxy's rules", plural(frontends, "Frontend"), plural(len(table.Services), "Service"))
+	if err := t.holds(table.Rows()); err != nil {
 		return err
 	}
 	if err := t.answer(ctx, "beside kube-proxy's rules"); err != nil {

@@ -285,3 +285,11 @@ func (m *migration) kubeProxy(c *config.Configuration, log *slog.Logger) (datapl
 	}
 	return handover.New(migrate.NewKubeProxy(m.report, running), old, handover.Options{Log: log, DrainTimeout: m.drain, Ended: m.ended}), nil
 }
+
+// controllerLog is without what the report says: that kube-proxy is waited for.
+func (m *migration) controllerLog(log *slog.Logger) *slog.Logger {
+	if m.back {
+		return slog.New(slog.DiscardHandler)
+	}
+	return log
+}

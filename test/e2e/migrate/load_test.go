@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package migrate
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"fairlead.dev/test/internal/traffic"
+)
+
+// patience of a question: a lost SYN is sent again after a second.
+const patience = 3 * time.Second
+
+// paths are where connections come from and what they ask: see
+// test/resilience/paths_test.go.
+var paths = []struct {
+	member   string
+	nodePort bool
+}{{"client", false}, {"bypass", false}, {"outside", true}, {"host1", false}, {"host1", true}}
+
+// load starts new connections and held ones on every path and family.
+func (w *town) load() (loads []*traffic.Process) {
+	w.t.Helper()
+	for _, p := range paths {
+		plan := traffic.Plan{Patience: patience}
+		for i, ip := range w.steady.Spec.ClusterIPs {
+			at := netip.AddrPortFrom(netip.MustParseAddr(ip), 80)
+			if p.nodePort {
+				at = netip.AddrPortFrom([]netip.Addr{w.node.PrimaryIPv4, w.node.PrimaryIPv6}[i], uint16(w.steady.Spec.Ports[0].NodePort))
+			}
+			to := []netip.AddrPort{at}
+			plan.Streams = append(plan.Streams,
+				traffic.Stream{Mode: traffic.TCPFresh, To: to, Every: 60 * time.Millisecond},
+				traffic.Stream{Mode: traffic.TCPHeld, To: to, Every: 150 * time.Millisecond},
+				traffic.Stream{Mode: traffic.TCPHeld, To: to, Every: 150 * time.Millisecond})
+			if p.nodePort { // of UDP the port is another
+				at = netip.AddrPortFrom(at.Addr(), uint16(w.steady.Spec.Ports[1].NodePort))
+				to = []netip.AddrPort{at}
+			}
+			plan.Streams = append(plan.Streams,
+				traffic.Stream{Mode: traffic.UDPFresh, To: to, Every: 100 * time.Millisecond},
+				traffic.Stream{Mode: traffic.UDPSendto, To: to, Every: 150 * time.Millisecond},
+				traffic.Stream{Mode: traffic.UDPHeld, To: to, Every: 150 * time.Millisecond})
+		}
+		m := w.member(p.member)
+		l, err := traffic.Start(p.member, m.PID, m.CgroupDir, plan)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.t.Cleanup(func() { _, _ = l.Stop() })
+		loads = append(loads, l)
+	}
+	return loads
+}
+
+// verdict is what came of loads.
+type verdict struct {
+	connections, questions, retransmitted, ended int
+	slowest                                      time.Duration
+	failures                                     []string
+}
+
+func (v verdict) String() string {
+	return fmt.Sprintf("%d new connections and %d questions over held ones, %d SYNs sent again, %d held UDP sockets ended once, slowest answer %v, %d failed",
+		v.connections, v.questions, v.retransmitted, v.ended, v.slowest.Round(time.Millisecond/10), len(v.failures))
+}
+
+// judge ends loads. Each question must have been answered by a Backend, and a
+// held TCP connection be one and the same. With udpMayEnd, held UDP sockets may
+// be ended.
+func (w *town) judge(loads []*traffic.Process, udpMayEnd bool) (v verdict) {
+	for _, l := range loads {
+		report, err := l.Stop()
+		if err != nil {
+			v.failures = append(v.failures, err.Error())
+		}
+		connects := map[uint16]int{}
+		for i := range report.Records {
+			r := &report.Records[i]
+			mode := l.Plan.Streams[r.Stream].Mode
+			if r.Again {
+				v.questions++
+			} else {
+				v.connections++
+				connects[r.Stream]++
+			}
+			if r.Retransmits > 0 {
+				v.retransmitted++
+			}
+			v.slowest = max(v.slowest, time.Duration(r.Took))
+			switch {
+			case r.Failure != "" && udpMayEnd && mode == traffic.UDPHeld && r.Again && wasEnded(r.Failure):
+				v.ended++
+				connects[r.Stream]--
+			case r.Failure != "":
+				v.failures = append(v.failures, fmt.Sprintf("%s: want an answer, seen %s after %v", l.Question(r), r.Failure, time.Duration(r.Took)))
+			case !slices.Contains(w.backends, l.Server(r)):
+				v.failures = append(v.failures, fmt.Sprintf("%s: answered by %v, want one of %v", l.Question(r), l.Server(r), w.backends))
+			}
+		}
+		for i, s := range l.Plan.Streams {
+			if s.Mode.Holds() && connects[uint16(i)] != 1 && !(udpMayEnd && !s.Mode.IsTCP()) {
+				v.failures = append(v.failures, fmt.Sprintf("%s -> %v %s: want one connection, seen %d", l.Name, s.To, s.Mode, connects[uint16(i)]))
+			}
+		}
+	}
+	return v
+}
+
+// wasEnded: the socket was destroyed.
+func wasEnded(failure string) bool {
+	return strings.Contains(failure, unix.ECONNABORTED.Error()) || strings.Contains(failure, unix.EDESTADDRREQ.Error())
+}
