@@ -144,6 +144,7 @@ func run(ctx context.Context, c *config.Configuration, log *slog.Logger, m migra
 	if m.synced != nil {
 		o.FirstSynced, o.FirstSyncTimeout = m.synced, m.patience
 		o.HealthzBindAddress, o.MetricsBindAddress = "", ""
+		o.Log = m.controllerLog(log)
 	}
 	if collector != nil {
 		o.Collectors = append(o.Collectors, collector)
