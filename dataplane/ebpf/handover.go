@@ -101,8 +101,13 @@ func (r *Draining) Begin(ctx context.Context, t *dataplane.Table) (err error) {
 			return err
 		}
 	}
-	_, err = r.d.Sync(ctx, t)
-	return err
+	if _, err = r.d.Sync(ctx, t); err != nil {
+		return err
+	}
+	if n, err := r.reserve(); err != nil {
+		r.d.options.Logger.Warn("new connections may get ports of ones that are carried", "reserved", n, "error", err)
+	}
+	return nil
 }
 
 // Apply follows a Change: flows and sockets of removed Backends end.
