@@ -43,6 +43,8 @@ type started struct {
 	dataplane.Dataplane
 	collector prometheus.Collector
 	alone     func() error
+	// reserve is handover.Options.Reserve.
+	reserve func([]dataplane.ConntrackRow) error
 }
 
 // technologies are in the order in which auto tries them. IPVS comes last: its
@@ -100,7 +102,7 @@ func newDataplane(ctx context.Context, t technology, c *config.Configuration, lo
 	if len(old) == 0 {
 		return s.Dataplane, s.collector, nil
 	}
-	return handover.New(s.Dataplane, old, handover.Options{Log: log, Ended: func() {
+	return handover.New(s.Dataplane, old, handover.Options{Log: log, Reserve: s.reserve, Ended: func() {
 		if s.alone == nil {
 			return
 		}

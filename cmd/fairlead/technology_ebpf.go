@@ -46,7 +46,7 @@ func startEBPF(ctx context.Context, c *config.Configuration, log *slog.Logger, t
 	if err != nil {
 		return started{}, err
 	}
-	return started{Dataplane: d, collector: d.Collector(), alone: func() error { return d.LeaveUnknownFlows(false) }}, nil
+	return started{Dataplane: d, collector: d.Collector(), alone: func() error { return d.LeaveUnknownFlows(false) }, reserve: d.Reserve}, nil
 }
 
 func ebpfOptions(c *config.Configuration, log *slog.Logger) ebpf.Options {

@@ -200,7 +200,7 @@ func (r *Reader) flows(wanted func(*bpf.FairleadTuple) bool, about func(*bpf.Fai
 	rows := []dataplane.ConntrackRow{}
 	now := monotonicSeconds()
 	err := eachEntry(r.maps["conntrack"], func(key bpf.FairleadTuple, e *bpf.FairleadConntrackEntry) {
-		if e.Flags&conntrackReply != 0 || !wanted(&key) {
+		if e.Flags&conntrackReply != 0 || e.Service == noNumber || !wanted(&key) {
 			return
 		}
 		name, state := about(e)

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -25,6 +27,46 @@ const (
 	reserveEstablished = 20 * time.Minute
 	reserveRest        = 2 * time.Minute
 )
+
+// noNumber is that of no Service and no Backend.
+const noNumber = ^uint32(0)
+
+// Reserve keeps new flows from taking the ports of masqueraded flows that the
+// kernel's conntrack carries, since answers to those would be taken for theirs.
+// Both halves of each are entered so that they leave as they came; they age as
+// flows do.
+func (d *Dataplane) Reserve(flows []dataplane.ConntrackRow) error {
+	n := 0
+	for _, f := range flows {
+		node, err := netip.ParseAddrPort(f.Masquerade)
+		if err != nil || n >= reserveMost || node.Port() < d.options.MasqueradePortMin || node.Port() > d.options.MasqueradePortMax {
+			continue // no flow of ours gets that port
+		}
+		p, err := dataplane.ParseProtocol(f.Protocol)
+		if err != nil {
+			continue
+		}
+		for _, half := range []struct {
+			from, to netip.AddrPort
+			flags    uint8
+		}{{node, f.Backend, 0}, {f.Backend, node, conntrackReply}} {
+			k := bpf.FairleadTuple{
+				Source: encodeAddress(half.from.Addr()), Destination: encodeAddress(half.to.Addr()),
+				SourcePort: swap16(half.from.Port()), DestinationPort: swap16(half.to.Port()), Protocol: uint8(p),
+			}
+			now := monotonicSeconds()
+			e := bpf.FairleadConntrackEntry{
+				Source: k.Source, Destination: k.Destination, SourcePort: k.SourcePort, DestinationPort: k.DestinationPort,
+				Service: noNumber, Backend: noNumber, Flags: half.flags | conntrackSeenReply, LastSeenSeconds: now, CreatedSeconds: now,
+			}
+			if err := d.maps["conntrack"].Update(&k, &e, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+				return fmt.Errorf("reserve %s to %s: %w", node, f.Backend, err)
+			}
+		}
+		n++
+	}
+	return nil
+}
 
 // reserve enters masqueraded flows into the kernel's conntrack, untranslated: a
 // successor that masquerades there must not take their ports to the same

@@ -70,3 +70,32 @@ func TestPortsOfMasqueradedFlowsAreReservedFromWhoMasqueradesNext(t *testing.T) 
 		t.Errorf("flows in the kernel's conntrack (-want +got):\n%s", diff)
 	}
 }
+
+func TestPortsThatTheKernelMasqueradesWithAreNotTaken(t *testing.T) {
+	l := newLab(t)
+	d := l.open()
+	flow := func(masquerade, protocol string) dataplane.ConntrackRow {
+		return dataplane.ConntrackRow{Protocol: protocol, Backend: netip.MustParseAddrPort("10.244.1.1:8080"), Masquerade: masquerade}
+	}
+	if err := d.Reserve([]dataplane.ConntrackRow{flow("192.0.2.1:1030", "TCP"), flow("192.0.2.1:60000", "TCP"), flow("192.0.2.1:1031", "UDP")}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	err := eachEntry(d.maps["conntrack"], func(k bpf.FairleadTuple, e *bpf.FairleadConntrackEntry) {
+		if k.Source != e.Source || k.Destination != e.Destination || k.SourcePort != e.SourcePort || k.DestinationPort != e.DestinationPort {
+			t.Errorf("%+v would be translated to %+v", k, *e)
+		}
+		got = append(got, fmt.Sprintf("%v %v -> %v", dataplane.Protocol(k.Protocol), addrPort(k.Source, k.SourcePort), addrPort(k.Destination, k.DestinationPort)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(got)
+	want := []string{
+		"TCP 10.244.1.1:8080 -> 192.0.2.1:1030", "TCP 192.0.2.1:1030 -> 10.244.1.1:8080",
+		"UDP 10.244.1.1:8080 -> 192.0.2.1:1031", "UDP 192.0.2.1:1031 -> 10.244.1.1:8080",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("reserved, one port is none of ours (-want +got):\n%s", diff)
+	}
+}

@@ -46,6 +46,12 @@ type Lasting interface {
 	Lasts() bool
 }
 
+// Masquerading is a Predecessor whose flows have source ports of this node that
+// a successor without conntrack could take.
+type Masquerading interface {
+	Masqueraded() ([]dataplane.ConntrackRow, error)
+}
+
 // Options of New.
 type Options struct {
 	// DrainTimeout is how long a predecessor may carry flows; default 15 min.
@@ -55,6 +61,9 @@ type Options struct {
 	Poll time.Duration
 	// Ended is called when the last predecessor has ended.
 	Ended func()
+	// Reserve keeps the successor from taking the ports of masqueraded flows;
+	// nil for one that does not have to be kept.
+	Reserve func([]dataplane.ConntrackRow) error
 	// Log defaults to slog.Default().
 	Log *slog.Logger
 }
@@ -175,6 +184,9 @@ func (d *Dataplane) begin(ctx context.Context, t *dataplane.Table) error {
 			return fmt.Errorf("take over from dataplane %s: %w", p.Name(), err)
 		}
 		d.waiting = d.waiting[1:]
+		if err := d.reserve(p); err != nil {
+			d.options.Log.Warn("new connections may get ports of ones that are carried", "dataplane", p.Name(), "error", err)
+		}
 		l := leaver{Predecessor: p}
 		if lasting, ok := p.(Lasting); !ok || !lasting.Lasts() {
 			l.until = time.Now().Add(d.options.DrainTimeout)
@@ -188,6 +200,18 @@ func (d *Dataplane) begin(ctx context.Context, t *dataplane.Table) error {
 		d.workers.Go(func() { d.poll(d.running) })
 	}
 	return nil
+}
+
+func (d *Dataplane) reserve(p Predecessor) error {
+	m, ok := p.(Masquerading)
+	if !ok || d.options.Reserve == nil {
+		return nil
+	}
+	flows, err := m.Masqueraded()
+	if err != nil {
+		return err
+	}
+	return d.options.Reserve(flows)
 }
 
 // poll ends predecessors as soon as they carry nothing.

@@ -5,6 +5,7 @@ package handover
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"fairlead.dev/dataplane"
 	"fairlead.dev/dataplane/netfilter"
@@ -89,16 +90,30 @@ func (n *Netfilter) Apply(_ context.Context, c dataplane.Change) error {
 // its next datagram asks the successor.
 const datagramIdleSeconds = 30
 
+// Masqueraded implements Masquerading.
+func (n *Netfilter) Masqueraded() ([]dataplane.ConntrackRow, error) {
+	if n.Shared {
+		return nil, nil
+	}
+	rows, err := n.flows()
+	return slices.DeleteFunc(rows, func(r dataplane.ConntrackRow) bool { return r.Masquerade == "" }), err
+}
+
+// flows are those to Frontends that there are or were.
+func (n *Netfilter) flows() ([]dataplane.ConntrackRow, error) {
+	return n.conntrack.Flows(func(k dataplane.FrontendKey) (string, string, bool) {
+		name, ok := n.frontends[k]
+		return name.String(), "", ok
+	})
+}
+
 // Carries implements Predecessor: flows to Frontends that are not over. Those
 // of Frontends that went meanwhile count too.
 func (n *Netfilter) Carries() (bool, error) {
 	if n.Shared {
 		return false, nil
 	}
-	rows, err := n.conntrack.Flows(func(k dataplane.FrontendKey) (string, string, bool) {
-		name, ok := n.frontends[k]
-		return name.String(), "", ok
-	})
+	rows, err := n.flows()
 	if err != nil {
 		return false, err
 	}
