@@ -90,6 +90,15 @@ func (g *cgroups) mountOf(controller string) string {
 	return ""
 }
 
+// v2 is the mount of the v2 hierarchy, with controllers or without; "" where
+// there is none.
+func (g *cgroups) v2() string {
+	if g.unified != "" {
+		return g.unified
+	}
+	return g.v1[""]
+}
+
 // isSlice: a parent as the systemd driver names it.
 func isSlice(parent string) bool { return strings.HasSuffix(parent, ".slice") }
 

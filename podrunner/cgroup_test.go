@@ -80,3 +80,16 @@ func (g *cgroups) files(l *runtimeapi.LinuxContainerResources) map[string]string
 		g.mountOf("cpu") + dir + "../cpu.shares":            map[int64]string{512: "512", 256: "256"}[l.CpuShares],
 	}
 }
+
+func TestASliceIsInThoseItsNameBeginsWith(t *testing.T) {
+	for parent, want := range map[string]string{
+		"/kubepods/burstable/pod1":            "/kubepods/burstable/pod1",
+		"kubepods.slice":                      "kubepods.slice",
+		"kubepods-besteffort-pod1_2.slice":    "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1_2.slice",
+		"/a-kubepods-burstable-pod1_2.slice/": "/a-kubepods-burstable-pod1_2.slice/",
+	} {
+		if got := slicePath(parent); got != want {
+			t.Errorf("%s is at %s, want %s", parent, got, want)
+		}
+	}
+}

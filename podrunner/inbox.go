@@ -26,6 +26,7 @@ type inbox struct {
 	last     *cri.Listed // what was last put there
 	look     bool        // ask the runtime about this Pod
 	stopped  []string    // containers whose stop has ended
+	ended    []string    // containers without processes
 	refresh  bool
 	evicted  *podstatus.Failure
 	grace    time.Duration
@@ -127,7 +128,7 @@ func (w *worker) take() inbox {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	in := w.inbox
-	w.inbox.fresh, w.inbox.look, w.inbox.stopped, w.inbox.refresh = false, false, nil, false
+	w.inbox.fresh, w.inbox.look, w.inbox.stopped, w.inbox.ended, w.inbox.refresh = false, false, nil, nil, false
 	return in
 }
 

@@ -87,6 +87,7 @@ func (w *worker) look(ctx context.Context, item cri.Item, now *podstatus.Observe
 		w.remember(&info)
 	}
 	w.r.transition()
+	w.watchExit(&c)
 	now.Containers = append(now.Containers, c)
 	return nil
 }
@@ -106,6 +107,7 @@ func (w *worker) sawSandbox(s podstatus.Sandbox) {
 
 func (w *worker) sawContainer(c podstatus.Container) {
 	w.forgetContainer(c.ID)
+	w.watchExit(&c)
 	w.observed.Containers = append(w.observed.Containers, c)
 	sortNewestFirst(&w.observed)
 	w.changed = time.Now()

@@ -53,7 +53,8 @@ func (w *worker) makeStatus() corev1.PodStatus {
 		Probed: func(c *corev1.Container, id string) podstatus.Probed {
 			return podstatus.Probed{
 				Started: c.StartupProbe == nil || w.r.prober.Result(w.uid, id, probe.Startup) == probe.Success,
-				Ready:   c.ReadinessProbe == nil || w.r.prober.Result(w.uid, id, probe.Readiness) == probe.Success,
+				Ready: !slices.Contains(w.ended, id) &&
+					(c.ReadinessProbe == nil || w.r.prober.Result(w.uid, id, probe.Readiness) == probe.Success),
 			}
 		},
 	})

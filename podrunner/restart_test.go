@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -152,13 +154,37 @@ func TestARestartOfContainerdDisturbsNothing(t *testing.T) {
 	})
 }
 
+// killProcess kills the one process with this command line.
+func killProcess(t *testing.T, args ...string) {
+	t.Helper()
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range all {
+		if b, _ := os.ReadFile(path); string(b) == strings.Join(args, "\x00")+"\x00" {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Fatalf("no process %v", args)
+}
+
 func TestARuntimeThatHangsIsSurvived(t *testing.T) {
 	g := newRig(t, func(o *Options) { o.CallTimeout = 2 * time.Second })
 	key := g.pod(`{metadata: {name: p}, spec: {terminationGracePeriodSeconds: 2, containers: [{name: c, image: IMAGE, args: [sleep]}]}}`)
 	s := g.await(key, "ready", ready)
 	id := s.ContainerStatuses[0].ContainerID
+	dies := g.pod(`{metadata: {name: dies}, spec: {terminationGracePeriodSeconds: 2, containers: [{name: c, image: IMAGE, args: [sleep, "86399"]}]}}`)
+	g.await(dies, "ready", ready)
 	if err := g.rt.Hang(); err != nil {
 		t.Fatal(err)
+	}
+	// What the kernel says is heard though the runtime says nothing.
+	killProcess(t, "/guest", "sleep", "86399")
+	s = g.await(dies, "not ready, since its process is gone", func(s *corev1.PodStatus) bool { return !ready(s) })
+	if c := s.ContainerStatuses[0]; c.State.Running == nil || c.RestartCount != 0 {
+		t.Errorf("the status of a container that the runtime did not say has ended: %+v", c)
 	}
 	late := g.pod(`{metadata: {name: q}, spec: {terminationGracePeriodSeconds: 2, containers: [{name: c, image: IMAGE, args: [sleep]}]}}`)
 	time.Sleep(4 * time.Second) // calls run into their limit
@@ -169,6 +195,7 @@ func TestARuntimeThatHangsIsSurvived(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.await(late, "ready in the end", ready)
+	g.await(dies, "restarted in the end", func(s *corev1.PodStatus) bool { return ready(s) && s.ContainerStatuses[0].RestartCount == 1 })
 	if s := g.status(key); s.ContainerStatuses[0].ContainerID != id {
 		t.Error("a container was replaced because the runtime hung")
 	}

@@ -88,6 +88,7 @@ type Runner struct {
 	puller  *cri.Puller
 	prober  *probe.Prober
 	cgroups *cgroups
+	exits   *exits
 	// started is closed when client and the rest are set.
 	started chan struct{}
 	ready   chan struct{} // closed when the runtime was listed once
@@ -168,6 +169,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		return nil // ctx has ended
 	}
 	defer r.client.Close()
+	r.exits = newExits(r.cgroups.v2(), r.log, r.exited)
 	r.askFeatures(ctx)
 	r.puller = cri.NewPuller(r.client, r.o.ParallelPulls, r.o.PullBackoff, r.o.RestartBackoffMax)
 	close(r.started)
@@ -177,6 +179,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	var own sync.WaitGroup
 	own.Go(func() { r.prober.Run(ctx) })
 	own.Go(func() { r.followEvents(ctx) })
+	own.Go(func() { r.exits.run(ctx) })
 	r.mu.Lock()
 	r.ctx = ctx
 	for _, w := range r.workers {

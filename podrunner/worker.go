@@ -5,6 +5,7 @@ package podrunner
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,6 +61,7 @@ type worker struct {
 	backoff  *backoff
 	pulls    map[string]*pull // by image
 	stopping map[string]*stop // by container ID
+	ended    []string         // containers without processes, of which the runtime does not know yet
 	applied  map[string]*corev1.ResourceRequirements
 	resizing []corev1.PodCondition
 
@@ -272,6 +274,9 @@ func (w *worker) accept(in *inbox) {
 	for _, id := range in.stopped {
 		delete(w.stopping, id)
 	}
+	w.ended = slices.DeleteFunc(append(w.ended, in.ended...), func(id string) bool {
+		return !slices.ContainsFunc(w.observed.Containers, func(c podstatus.Container) bool { return c.ID == id && c.State == podstatus.Running })
+	})
 	if in.evicted != nil && w.failed == nil {
 		w.failed, w.grace = in.evicted, &in.grace
 	}
