@@ -150,7 +150,6 @@ type socket struct{ client *http.Client }
 func (n *node) socket() *socket {
 	path := filepath.Join(n.rt.Root, "pods.sock")
 	return &socket{&http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		},
