@@ -11,6 +11,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
 	"fairlead.dev/explain"
@@ -42,7 +43,7 @@ func Gather(r dataplane.Inspector, q explain.Question, o Options) (explain.Quest
 	if f.Inspection, err = r.Inspect(q.To); err != nil {
 		return q, f, err
 	}
-	h, err := netlink.NewHandle()
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return q, f, fmt.Errorf("open netlink socket: %w", err)
 	}
