@@ -20,6 +20,13 @@ func (n *Network) forward() error {
 	if err != nil {
 		return nil // no IPv6 here
 	}
+	// On a Pod's link are the Pod and the node, and nobody else. The kernel would
+	// yet wait whether the node's addresses there are taken, and for one to two
+	// seconds a Pod that is Ready by its IPv4 address would not answer by IPv6.
+	// Devices of Pods come later, and take the default.
+	if err := setSysctl("/proc/sys/net/ipv6/conf/default/accept_dad", "0"); err != nil {
+		return fmt.Errorf("use IPv6 addresses of Pods' links at once: %w", err)
+	}
 	if string(bytes.TrimSpace(have)) == "1" {
 		return nil
 	}
