@@ -171,7 +171,7 @@ func (r *run) end(what string) (total traffic.Report) {
 	}
 	r.clients = nil
 	asked, failed, longest := total.Totals()
-	r.k.Logf("%s: %d questions in %d streams, %d failed, the longest took %v", what, asked, len(total.Streams), failed, longest.Round(time.Millisecond))
+	r.k.Logf("%s: %d questions in %d streams, %d failed, the longest took %v\n%s", what, asked, len(total.Streams), failed, longest.Round(time.Millisecond), total.Slow())
 	return total
 }
 

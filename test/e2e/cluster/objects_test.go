@@ -185,14 +185,12 @@ func (k *testCase) explain() {
 	defer cancel()
 	if pods, err := k.client.CoreV1().Pods(k.namespace).List(ctx, metav1.ListOptions{}); err == nil {
 		for _, p := range pods.Items {
-			k.Logf("Pod %s on %s: %s %s %s, conditions %+v", p.Name, p.Spec.NodeName, p.Status.Phase, p.Status.Reason, p.Status.Message, p.Status.Conditions)
+			k.Logf("Pod %s on %s: ready %v, %s %s %s", p.Name, p.Spec.NodeName, podReady(&p), p.Status.Phase, p.Status.Reason, p.Status.Message)
 		}
 	}
 	if events, err := k.client.CoreV1().Events(k.namespace).List(ctx, metav1.ListOptions{}); err == nil {
 		for _, e := range events.Items {
-			if e.Type == corev1.EventTypeWarning {
-				k.Logf("event: %s %s: %s %s (%d)", e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message, e.Count)
-			}
+			k.Logf("event: %s %s %s: %s %s (%d)", e.LastTimestamp.Format(time.TimeOnly), e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message, e.Count)
 		}
 	}
 	k.tell(k)

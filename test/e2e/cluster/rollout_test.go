@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"testing"
@@ -53,7 +54,11 @@ func TestNodeDrainUnderLoadFailsNoRequest(t *testing.T) {
 		t.Fatalf("%s has none of the Pods", n.name)
 	}
 	r := k.load(k.everyPath(s, traffic.TCP, traffic.UDP))
-	t.Cleanup(func() { k.kubectl("uncordon", n.name) })
+	t.Cleanup(func() {
+		if out, err := k.kubectlCommand(context.Background(), "uncordon", n.name).CombinedOutput(); err != nil {
+			t.Errorf("kubectl uncordon: %v: %s", err, out)
+		}
+	})
 	begun := time.Now()
 	k.kubectl("drain", n.name, "--pod-selector=app=web", "--delete-emptydir-data", "--timeout=120s")
 	t.Logf("the drain of %d Pods took %v", len(on(n, pods)), time.Since(begun).Round(time.Millisecond))

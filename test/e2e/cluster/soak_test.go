@@ -279,7 +279,9 @@ func (k *testCase) leftovers() map[string]string {
 		if err != nil {
 			k.Fatal(err)
 		}
-		out[n.name] += k.mapFill(n)
+	}
+	for name, fill := range k.settledFill("steady", 4) {
+		out[name] += fill
 	}
 	return out
 }

@@ -94,6 +94,17 @@ func (k *controller) stop() {
 	k.process.stop(syscall.SIGKILL, time.Second)
 }
 
+// RestartControllers kills the scheduler and the controllers, which come back a
+// second later: as those that lost their lease with the API server do. They
+// would take up to half a minute to find one that returns.
+func (c *ControlPlane) RestartControllers() {
+	for _, k := range c.controllers {
+		k.mu.Lock()
+		_ = k.process.cmd.Process.Kill()
+		k.mu.Unlock()
+	}
+}
+
 // Logs gives the end of the log of each program, for a test that failed.
 func (c *ControlPlane) Logs(bytes int) map[string]string {
 	out := map[string]string{}

@@ -55,6 +55,9 @@ type StreamReport struct {
 	Longest       time.Duration
 	Servers       map[string]int // answers by Pod
 	Failures      []string       // the first ones
+	// Slow are the answers that took a second and more, the first ones: a
+	// packet was lost on the way, and sent again.
+	Slow []string
 }
 
 // Totals are the questions, and those that failed.
@@ -63,6 +66,17 @@ func (r Report) Totals() (asked, failed int, longest time.Duration) {
 		asked, failed, longest = asked+s.Asked, failed+s.Failed, max(longest, s.Longest)
 	}
 	return asked, failed, longest
+}
+
+// Slow are the slow answers of all streams.
+func (r Report) Slow() string {
+	var b strings.Builder
+	for _, s := range r.Streams {
+		for _, f := range s.Slow {
+			fmt.Fprintf(&b, "%s %s: %s\n", s.Mode, s.To, f)
+		}
+	}
+	return b.String()
 }
 
 // Failures are the failures of all streams, each with what was asked.

@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"fairlead.dev/test/e2e/cluster/traffic"
@@ -117,6 +119,9 @@ func (l *load) note(i int, a traffic.Answer, begun time.Time) {
 	r.Longest = max(r.Longest, took)
 	if a.Failure == "" {
 		r.Servers[a.Server]++
+		if took >= time.Second && len(r.Slow) < maxFailures {
+			r.Slow = append(r.Slow, fmt.Sprintf("%s after %v by %s", begun.Format("15:04:05.000"), took.Round(time.Millisecond), a.Server))
+		}
 		return
 	}
 	r.Failed++
@@ -206,10 +211,21 @@ func (a *asker) askHTTP(held bool, to string) ([]byte, error) {
 	return b, err
 }
 
+// The source ports of UDP: the ephemeral ones of Linux.
+const firstPort, ports = 32768, 28000
+
+var nextPort atomic.Uint32
+
 // askUDP sends a datagram and again every 2 s: one may be lost.
 func (a *asker) askUDP(to string) ([]byte, error) {
 	if a.udp == nil {
-		c, err := net.Dial("udp", to)
+		// A port that was not used for long: with one that was, this would be the
+		// flow of another question, to a server that may be gone.
+		local := &net.UDPAddr{Port: firstPort + int(nextPort.Add(1)%ports)}
+		c, err := (&net.Dialer{LocalAddr: local}).Dial("udp", to)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			c, err = net.Dial("udp", to)
+		}
 		if err != nil {
 			return nil, err
 		}
