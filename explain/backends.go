@@ -19,10 +19,10 @@ func (j *judge) backends(f *dataplane.Frontend) {
 	if len(eligible) == 0 {
 		j.list(&set, nil)
 		if set.OnEmpty == dataplane.Drop && j.a.Path != "socket" {
-			j.end(Dropped, reasonNoLocal, "no Backend is here: dropped in silence, so that a load balancer's probe decides")
+			j.end(Dropped, reasonNoLocal, "in silence, as no Backend is here: a load balancer's probe is to decide")
 			return
 		}
-		j.end(Refused, reasonNoBackends, "no Backend is there for this client: refused at once")
+		j.end(Refused, reasonNoBackends, "at once, as there is no Backend for this client")
 		return
 	}
 	if eligible[0].State == dataplane.Terminating {
@@ -69,7 +69,7 @@ func (j *judge) conclude(eligible []dataplane.Backend, kept netip.AddrPort) {
 	}
 	switch {
 	case reached == 0:
-		j.end(Dropped, lost[0], "dropped on its way to every Backend")
+		j.end(Dropped, lost[0], "on its way to every Backend")
 		return
 	case masqueraded == reached:
 		j.because("masquerade", "with SNAT: %s", j.sourceWhy(true))
@@ -80,11 +80,11 @@ func (j *judge) conclude(eligible []dataplane.Backend, kept netip.AddrPort) {
 	}
 	switch {
 	case kept.IsValid():
-		j.end(Forwarded, "", "forwarded to %s", kept)
+		j.end(Forwarded, "", "to %s, which session affinity keeps the client on", kept)
 	case len(eligible) == 1:
-		j.end(Forwarded, "", "forwarded to the one Backend")
+		j.end(Forwarded, "", "to the one Backend")
 	default:
-		j.end(Forwarded, "", "forwarded to one of %d Backends, each with a chance of %s", len(eligible), fraction(len(eligible)))
+		j.end(Forwarded, "", "to one of %d Backends, each with a chance of %s", len(eligible), fraction(len(eligible)))
 	}
 }
 

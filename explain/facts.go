@@ -64,11 +64,11 @@ func (w Way) String() string {
 	case w.Unreachable != "":
 		return w.Unreachable
 	case w.Local:
-		return "it is the node's own"
+		return "the address is the node's own"
 	case w.Via.IsValid():
-		return "by " + w.Device + " via " + w.Via.String()
+		return "out by " + w.Device + " via " + w.Via.String()
 	}
-	return "by " + w.Device
+	return "out by " + w.Device
 }
 
 // IsUplink reports whether a device leads out.

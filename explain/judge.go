@@ -60,7 +60,7 @@ func (j *judge) passes(format string, args ...any) {
 	way, known := j.f.Ways[j.q.To.Address]
 	text := fmt.Sprintf(format, args...) + ": the packet goes on to the routing table"
 	if known {
-		text += " (" + way.String() + ")"
+		text += ", which says: " + way.String()
 	}
 	j.end(NotService, "", "%s", text)
 }
@@ -79,8 +79,8 @@ func (j *judge) decide() {
 	f := j.in.Frontend
 	if f == nil {
 		if j.in.RefusedPort != "" {
-			j.because("frontend", "no Service has port %d of this address for %s; %s", j.q.To.Port, j.q.To.Protocol, j.in.RefusedPort)
-			j.end(Refused, reasonUnknownPort, "its other ports are refused")
+			j.because("frontend", "none: no Service has port %d/%s here", j.q.To.Port, j.q.To.Protocol)
+			j.end(Refused, reasonUnknownPort, "%s, and refuses ports that no Service has", j.in.RefusedPort)
 			return
 		}
 		j.passes("not a Service")
@@ -107,7 +107,7 @@ func (j *judge) path() {
 	case h.Socket != "" && j.f.Origin != FromOutside && !j.f.PacketPath && !ranged:
 		j.a.Path, j.a.Hook = "socket", h.Socket
 		j.unread(dataplane.UnreadCgroup)
-		j.because("path", "the socket is decided at %s%s; a process elsewhere takes the packet path (ask with --path packet)", h.Socket, below(j.rules.CgroupRoot))
+		j.because("path", "socket: %s%s; other processes take the packet path (ask with --path packet)", h.Socket, below(j.rules.CgroupRoot))
 		return
 	case j.f.Origin == FromNode:
 		j.a.Hook = h.Node
@@ -118,16 +118,16 @@ func (j *judge) path() {
 	}
 	why := ""
 	if h.Socket != "" && ranged && j.f.Origin != FromOutside {
-		why = ": Frontends with source ranges are left to it by the socket hooks, which do not know the source"
+		why = "; socket hooks do not know the source, so Frontends with source ranges are left to it"
 	}
-	j.because("path", "the packet is decided at %s%s", j.a.Hook, why)
+	j.because("path", "packet: %s%s", j.a.Hook, why)
 }
 
 func below(cgroup string) string {
 	if cgroup == "" {
 		return ""
 	}
-	return ", of processes below " + cgroup
+	return " of processes below " + cgroup
 }
 
 // unseen is why a packet never comes to where Services are decided, empty where
@@ -178,18 +178,24 @@ func (j *judge) chooseScope() {
 		j.because("scope", "internal: %s is in %s, a range of pods", c, j.rules.InternalSources[within])
 	case j.rules.DevicesDecide:
 		j.scope = dataplane.External
-		j.because("scope", "external: %s, and %s is in no range of pods (%s)", j.f.OriginHow, c, prefixes(j.rules.InternalSources))
+		j.because("scope", "external: %s, and is in no range of pods (%s)", j.f.OriginHow, j.pods())
 	default:
 		j.scope = dataplane.External
-		j.because("scope", "external: %s is in no range of pods (%s)", c, prefixes(j.rules.InternalSources))
+		j.because("scope", "external: %s is in no range of pods (%s)", c, j.pods())
 	}
 	j.a.Scope = j.scope.String()
 }
 
-func prefixes(ps []netip.Prefix) string {
-	if len(ps) == 0 {
+// pods are the ranges of pods of the client's family.
+func (j *judge) pods() string {
+	ranges := slices.DeleteFunc(slices.Clone(j.rules.InternalSources), func(p netip.Prefix) bool { return p.Addr().Is4() != j.q.Client.Is4() })
+	if len(ranges) == 0 {
 		return "none is known"
 	}
+	return prefixes(ranges)
+}
+
+func prefixes(ps []netip.Prefix) string {
 	words := make([]string, len(ps))
 	for i, p := range ps {
 		words[i] = p.String()
@@ -209,7 +215,7 @@ func (j *judge) allowed(f *dataplane.Frontend) bool {
 		}
 	}
 	j.because("sourceRanges", "%s is in none of loadBalancerSourceRanges (%s)", j.q.Client, prefixes(f.SourceRanges))
-	j.end(Dropped, reasonSourceRange, "dropped in silence")
+	j.end(Dropped, reasonSourceRange, "in silence, as loadBalancerSourceRanges do not allow the client")
 	return false
 }
 
@@ -252,6 +258,6 @@ func (j *judge) known() bool {
 		})
 		j.because("flow", "%s is in the Frontend's set no more", j.flow.Backend)
 	}
-	j.end(Forwarded, "", "forwarded to %s", j.flow.Backend)
+	j.end(Forwarded, "", "to %s, as a flow of this source port goes on", j.flow.Backend)
 	return true
 }

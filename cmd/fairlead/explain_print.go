@@ -58,7 +58,7 @@ func headline(a *explain.Answer) string {
 	case explain.NotService:
 		return "NO SERVICE: " + end
 	}
-	return "FORWARDED: " + strings.TrimPrefix(end, "forwarded ")
+	return "FORWARDED: " + end
 }
 
 // heading is a topic in words: "sourceRanges" is "Source ranges".

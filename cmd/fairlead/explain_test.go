@@ -36,7 +36,7 @@ func anAnswer() explain.Answer {
 			Frontend: netip.MustParseAddrPort("192.0.2.11:30080"), Backend: netip.MustParseAddrPort("10.244.1.11:8080"),
 			Masquerade: "192.0.2.11:1024", Scope: "external", State: "closing", IdleSeconds: 3, AgeSeconds: 9,
 		}},
-		Because: []explain.Step{{Topic: "sourceRanges", Text: "it is in them"}, {Topic: "outcome", Text: "forwarded to one of 2 Backends"}},
+		Because: []explain.Step{{Topic: "sourceRanges", Text: "it is in them"}, {Topic: "outcome", Text: "to one of 2 Backends"}},
 		Unknown: []string{"not readable from here: something"},
 	}
 }
@@ -167,7 +167,7 @@ func TestTheJSONOfAnAnswerIsAContract(t *testing.T) {
     },
     {
       "topic": "outcome",
-      "text": "forwarded to one of 2 Backends"
+      "text": "to one of 2 Backends"
     }
   ],
   "unknown": [

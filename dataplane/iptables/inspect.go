@@ -142,7 +142,7 @@ func inspectFrontend(in *dataplane.Inspection, nat *savedTable, at dataplane.Fro
 	}
 	in.Frontend = f
 	in.Unread = []dataplane.Unread{{Part: dataplane.UnreadDraining,
-		Why: "not readable from iptables: Backends that only keep the flows they have (topology hints, Local policies)"}}
+		Why: "not readable from iptables: draining Backends, which only keep the flows they have"}}
 	said := slices.ContainsFunc(nat.rulesIn(chain), func(rule string) bool {
 		f.MasqueradeExternal = f.MasqueradeExternal || option(rule, "-j") == chainMark
 		return option(rule, "-j") == chainMark || option(rule, "-j") == chainInternal

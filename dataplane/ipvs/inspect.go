@@ -62,7 +62,7 @@ func (r *Reader) Inspect(at dataplane.FrontendKey) (*dataplane.Inspection, error
 		}
 	}
 	in.Unread = []dataplane.Unread{{Part: dataplane.UnreadDraining,
-		Why: "not readable from ipvs: Backends that only keep the flows they have (topology hints, Local policies)"}}
+		Why: "not readable from ipvs: draining Backends, which only keep the flows they have"}}
 	if scheduler != "rr" && scheduler != "wrr" && scheduler != "" {
 		in.Unread = append(in.Unread, dataplane.Unread{Part: dataplane.UnreadShares,
 			Why: "not readable from ipvs: what the scheduler " + scheduler + " will choose; shares are what an even choice gives"})

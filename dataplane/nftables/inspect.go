@@ -100,7 +100,7 @@ func (l *look) inspect() (*dataplane.Inspection, error) {
 	}
 	in.Frontend, in.Service = f, name
 	in.Unread = []dataplane.Unread{{Part: dataplane.UnreadDraining,
-		Why: "not readable from nftables: Backends that only keep the flows they have (topology hints, Local policies)"}}
+		Why: "not readable from nftables: draining Backends, which only keep the flows they have"}}
 	return in, nil
 }
 

@@ -96,9 +96,9 @@ func (t *table) place(q explain.Question, o Options, f *explain.Facts) (explain.
 	case back.Local:
 		f.Origin, f.OriginHow = explain.FromNode, q.Client.String()+" is an address of this node"
 	case uplink:
-		f.Origin, f.OriginHow = explain.FromOutside, fmt.Sprintf("%s comes in by %s, which leads out (the node's route to it says so)", q.Client, back.Device)
+		f.Origin, f.OriginHow = explain.FromOutside, fmt.Sprintf("%s comes in by %s, an uplink, as the node's routes have it", q.Client, back.Device)
 	default:
-		f.Origin, f.OriginHow = explain.FromPod, fmt.Sprintf("%s comes in by %s, which is no uplink (the node's route to it says so)", q.Client, back.Device)
+		f.Origin, f.OriginHow = explain.FromPod, fmt.Sprintf("%s comes in by %s, which is no uplink, as the node's routes have it", q.Client, back.Device)
 	}
 	switch {
 	case f.Origin == explain.FromNode:
