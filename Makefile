@@ -4,16 +4,17 @@
 SHELL := /bin/bash
 GO ?= go
 BIN := bin
+IMAGE ?= fairlead:dev
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 CLANG_FORMAT ?= clang-format-19
 # Packages whose tests spend their time in the kernel, which is too slow under
 # the race detector; those of the pod runner that need containerd; the rest.
 KERNEL_PACKAGES := ./bpf/... ./dataplane/ebpf ./dataplane/nftables ./dataplane/iptables ./dataplane/ipvs ./dataplane/netfilter ./dataplane/uplink
-POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/... ./test/pods
-PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|bench|vm|pods)|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
+POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/... ./test/pods ./image/...
+PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|bench|vm|pods)|image|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
 
-.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience vm e2e manifests vuln bench bench-pods fuzz clean
+.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience vm e2e manifests vuln image bench bench-pods fuzz clean
 
 all: build
 
@@ -55,7 +56,7 @@ lint:
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	cd test/e2e && $(GO) vet ./...
-	for f in examples/*.sh .ci/run .ci/install .ci/leftovers; do bash -n "$$f" || exit 1; done
+	for f in examples/*.sh .ci/run .ci/install .ci/leftovers .ci/vuln; do bash -n "$$f" || exit 1; done
 	@bad=$$(git grep -l 'k8s.io/kubernetes' -- '*.go' go.mod ':!test/e2e'); [ -z "$$bad" ] || { echo "the main module imports k8s.io/kubernetes: $$bad"; exit 1; }
 
 generate:

@@ -50,6 +50,10 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
+// Isolated reports whether this process is one that Main started: before that a
+// TestMain may reach the network.
+func Isolated() bool { return os.Getenv(stageVariable) != "" }
+
 // lacks says what keeps a Runtime from running here.
 func lacks() string {
 	if os.Geteuid() != 0 {

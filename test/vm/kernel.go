@@ -16,6 +16,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/image/debian"
 )
 
 // Kernel is a kernel that a release of Debian's has.
@@ -93,11 +95,11 @@ func (k Kernel) Install(ctx context.Context, update bool) (Installed, error) {
 
 // fetch downloads and unpacks the newest package, then points current to it.
 func (k Kernel) fetch(ctx context.Context, cache, current string) error {
-	a, err := newAPT(ctx, filepath.Join(cache, "apt-"+k.Suite), k.Suite)
+	a, err := debian.Open(ctx, filepath.Join(cache, "apt-"+k.Suite), k.Suite, "amd64")
 	if err != nil {
 		return err
 	}
-	pkg, version, err := a.kernel()
+	pkg, version, err := newestKernel(a)
 	if err != nil {
 		return err
 	}
@@ -108,7 +110,7 @@ func (k Kernel) fetch(ctx context.Context, cache, current string) error {
 			return err
 		}
 		defer os.RemoveAll(tmp)
-		deb, err := a.download(tmp, pkg, version)
+		deb, err := a.Download(tmp, pkg, version)
 		if err != nil {
 			return err
 		}
