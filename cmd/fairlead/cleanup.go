@@ -24,7 +24,7 @@ func newCleanupCommand() *cobra.Command {
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if kubeProxy {
-				return usagef("--kube-proxy is not built yet: run `kube-proxy --cleanup` to remove what kube-proxy left")
+				return cleanupKubeProxy(cmd.Context(), cmd.OutOrStdout())
 			}
 			lock, err := lockKernel(cmd.Context(), c.BPFFS, false)
 			if err != nil {
@@ -50,6 +50,6 @@ func newCleanupCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&c.BPFFS, "bpffs", c.BPFFS, "`DIR` in a mounted bpffs, as given to run")
 	f.StringVar(&c.CgroupRoot, "cgroup-root", c.CgroupRoot, "cgroup2 `DIR`, as given to run")
-	f.BoolVar(&kubeProxy, "kube-proxy", false, "remove what kube-proxy left (not built yet)")
+	f.BoolVar(&kubeProxy, "kube-proxy", false, "remove what kube-proxy left instead; to take over from it see migrate")
 	return cmd
 }

@@ -293,3 +293,28 @@ func (m *migration) controllerLog(log *slog.Logger) *slog.Logger {
 	}
 	return log
 }
+
+// cleanupKubeProxy removes what a kube-proxy left, for who does not take over
+// from it.
+func cleanupKubeProxy(ctx context.Context, w io.Writer) error {
+	switch how, err := migrate.Process(); {
+	case err != nil:
+		return err
+	case how != "":
+		return fmt.Errorf("kube-proxy runs on this node (%s) and would write its rules again: %s", how, migrate.Remedy)
+	}
+	found, err := migrate.Find(ctx)
+	if err != nil {
+		return err
+	}
+	if found.Empty() {
+		fmt.Fprintln(w, "nothing to remove")
+		return nil
+	}
+	removed, err := found.Withdraw(ctx)
+	rest, rerr := found.Remove()
+	for _, r := range append(removed, rest...) {
+		fmt.Fprintf(w, "removed %s\n", r)
+	}
+	return errors.Join(err, rerr)
+}

@@ -15,7 +15,7 @@ import (
 // checkOtherProxies looks for what kube-proxy leaves in the kernel. Its rules
 // catch packets before or after ours, so some of it must go first.
 func checkOtherProxies() []checkRow {
-	const cost = "its rules also answer for Services: stop it and run `kube-proxy --cleanup`"
+	const cost = "its rules also answer for Services: take over from it with `fairlead run --take-over` or `fairlead migrate`, see docs/migration.md"
 	row := checkRow{Name: "no-other-proxy", OK: true, Detail: "no IPVS device, no nftables or iptables-nft chains of kube-proxy"}
 	var found []string
 	if _, err := net.InterfaceByName("kube-ipvs0"); err == nil {
