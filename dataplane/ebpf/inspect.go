@@ -30,6 +30,9 @@ func (r *Reader) Inspect(at dataplane.FrontendKey) (*dataplane.Inspection, error
 		return nil, fmt.Errorf("read map settings: %w", err)
 	}
 	in.Draining = s.Flags&settingsDraining != 0
+	if here, err := netnsCookie(); err == nil && s.HostNetnsCookie != 0 && here != s.HostNetnsCookie {
+		return nil, errors.New("what is pinned is of another network namespace, whose devices and routes count: run this there (nsenter --net, or a pod with hostNetwork)")
+	}
 	if err := r.inspectRules(in, &s); err != nil {
 		return nil, err
 	}

@@ -8,7 +8,6 @@ package kernel
 
 import (
 	"fmt"
-	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -48,7 +47,7 @@ func Gather(r dataplane.Inspector, q explain.Question, o Options) (explain.Quest
 		return q, f, fmt.Errorf("open netlink socket: %w", err)
 	}
 	defer h.Close()
-	t := &table{handle: h, ways: map[netip.Addr]explain.Way{}}
+	t := newTable(h)
 	if q, err = t.place(q, o, &f); err != nil {
 		return q, f, err
 	}

@@ -14,10 +14,38 @@ import (
 	"fairlead.dev/explain"
 )
 
-// table is the node's routing table, asked once for each address.
+// table is the node's routing table, asked once for each address and device.
 type table struct {
-	handle *netlink.Handle
-	ways   map[netip.Addr]explain.Way
+	handle  *netlink.Handle
+	ways    map[netip.Addr]explain.Way
+	devices map[int]*device
+}
+
+// device is one that a route leads to.
+type device struct {
+	name string
+	// addresses are its IPv4 ones.
+	addresses []netlink.Addr
+}
+
+func newTable(h *netlink.Handle) *table {
+	return &table{handle: h, ways: map[netip.Addr]explain.Way{}, devices: map[int]*device{}}
+}
+
+func (t *table) device(index int) (*device, error) {
+	if d := t.devices[index]; d != nil {
+		return d, nil
+	}
+	l, err := t.handle.LinkByIndex(index)
+	if err != nil {
+		return nil, fmt.Errorf("find device %d: %w", index, err)
+	}
+	d := &device{name: l.Attrs().Name}
+	if d.addresses, err = t.handle.AddrList(l, netlink.FAMILY_V4); err != nil {
+		return nil, fmt.Errorf("list addresses of %s: %w", d.name, err)
+	}
+	t.devices[index] = d
+	return d, nil
 }
 
 // noRoute are what the kernel says where there is no way.
@@ -58,14 +86,11 @@ func (t *table) ask(a netip.Addr) (w explain.Way, err error) {
 		w.Unreachable = "its route leads nowhere"
 		return w, nil
 	}
-	l, err := t.handle.LinkByIndex(r.LinkIndex)
+	d, err := t.device(r.LinkIndex)
 	if err != nil {
-		return w, fmt.Errorf("find device %d: %w", r.LinkIndex, err)
+		return w, err
 	}
-	w.Device = l.Attrs().Name
-	if w.Leaves, err = t.leaves(l, a, w); err != nil {
-		return w, fmt.Errorf("list addresses of %s: %w", w.Device, err)
-	}
+	w.Device, w.Leaves = d.name, d.leaves(a, w)
 	return w, nil
 }
 
@@ -78,29 +103,24 @@ func address(ip net.IP) netip.Addr {
 // the kernel chooses as for its own packets. For IPv4 it is inet_select_addr():
 // of the device's primary global addresses the one in the network of the next hop, else
 // the first; a route's preferred source does not count.
-func (t *table) leaves(l netlink.Link, to netip.Addr, w explain.Way) (netip.Addr, error) {
+func (d *device) leaves(to netip.Addr, w explain.Way) (first netip.Addr) {
 	if to.Is6() {
-		return w.Source, nil
-	}
-	all, err := t.handle.AddrList(l, netlink.FAMILY_V4)
-	if err != nil {
-		return netip.Addr{}, err
+		return w.Source
 	}
 	hop := to
 	if w.Via.IsValid() {
 		hop = w.Via
 	}
-	var first netip.Addr
-	for _, a := range all {
+	for _, a := range d.addresses {
 		if a.Flags&unix.IFA_F_SECONDARY != 0 || a.Scope != unix.RT_SCOPE_UNIVERSE {
 			continue
 		}
 		if a.Contains(net.IP(hop.AsSlice())) {
-			return address(a.IP), nil
+			return address(a.IP)
 		}
 		if !first.IsValid() {
 			first = address(a.IP)
 		}
 	}
-	return first, nil
+	return first
 }
