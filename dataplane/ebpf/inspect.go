@@ -111,7 +111,7 @@ func (r *Reader) inspectSets(f *dataplane.Frontend, v *bpf.FairleadFrontend) err
 		out := dataplane.BackendSet{OnEmpty: dataplane.EmptyAction(set.OnEmpty)}
 		first, last := uint64(set.Base), uint64(set.Base)+uint64(set.Total)
 		if last > uint64(len(slots)) {
-			return fmt.Errorf("Frontend %s: its slots %d to %d are not in the map: is another fairlead's state pinned?", f.FrontendKey, first, last)
+			return fmt.Errorf("slots %[2]d to %[3]d of Frontend %[1]s are not in the map: is another fairlead's state pinned?", f.FrontendKey, first, last)
 		}
 		for _, s := range slots[first:last] {
 			switch b := decodeSlot(s); {

@@ -49,14 +49,14 @@ func TestExplainAgreesWithPackets(t *testing.T) {
 				return ebpf.New(context.Background(), ebpf.Options{BPFFS: n.BPFFS, CgroupRoot: n.CgroupRoot, Devices: n.Devices})
 			}},
 			read:   func(n *Node) (dataplane.Reader, error) { return ebpf.Read(n.BPFFS) },
-			rounds: 8, questions: 20,
+			rounds: 6, questions: 20,
 		},
 		{
 			Target: Target{Name: "nftables", New: func(n *Node) (dataplane.Dataplane, error) {
 				return nftables.New(context.Background(), nftables.Options{Devices: n.Devices})
 			}},
 			read:   func(*Node) (dataplane.Reader, error) { return nftables.Read(nftables.Options{}) },
-			rounds: 8, questions: 20,
+			rounds: 6, questions: 20,
 		},
 		{
 			Target: Target{Name: "iptables", New: func(n *Node) (dataplane.Dataplane, error) {
@@ -65,7 +65,7 @@ func TestExplainAgreesWithPackets(t *testing.T) {
 			read: func(*Node) (dataplane.Reader, error) {
 				return iptables.Read(iptables.Options{Flavour: iptables.NFT})
 			},
-			rounds: 5, questions: 20,
+			rounds: 4, questions: 20,
 		},
 		{
 			Target: Target{Name: "ipvs", New: func(n *Node) (dataplane.Dataplane, error) {
@@ -73,7 +73,7 @@ func TestExplainAgreesWithPackets(t *testing.T) {
 			}},
 			check:  func() []dataplane.CheckResult { return ipvs.Check(ipvs.Options{}) },
 			read:   func(*Node) (dataplane.Reader, error) { return ipvs.Read(ipvs.Options{}) },
-			rounds: 5, questions: 20,
+			rounds: 4, questions: 20,
 		},
 	} {
 		t.Run(d.Name, func(t *testing.T) {
