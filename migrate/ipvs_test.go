@@ -4,6 +4,7 @@ package migrate
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	mobyipvs "github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
@@ -49,6 +51,21 @@ func virtualServer(t *testing.T, at string, mark uint32, to string) {
 		return h.NewDestination(v, &mobyipvs.Destination{Address: net.IP(d.Addr().AsSlice()), Port: d.Port(), Weight: 1,
 			ConnectionFlags: mobyipvs.ConnectionFlagMasq, AddressFamily: v.AddressFamily})
 	}))
+}
+
+// addPort adds to a bitmap:port, which netlink.IpsetAdd cannot: the kernel wants
+// the port marked as in network byte order.
+func addPort(set string, port uint16) error {
+	req := nl.NewNetlinkRequest(nl.IPSET_CMD_ADD|unix.NFNL_SUBSYS_IPSET<<8, unix.NLM_F_ACK|unix.NLM_F_EXCL)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: nl.NFNETLINK_V0})
+	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_PROTOCOL, nl.Uint8Attr(nl.IPSET_PROTOCOL)))
+	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_SETNAME, nl.ZeroTerminated(set)))
+	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|int(nl.NLA_F_NESTED), nil)
+	data.AddRtAttr(nl.IPSET_ATTR_PORT|int(nl.NLA_F_NET_BYTEORDER), binary.BigEndian.AppendUint16(nil, port))
+	data.AddChild(&nl.Uint32Attribute{Type: nl.IPSET_ATTR_LINENO | nl.NLA_F_NET_BYTEORDER, Value: 0})
+	req.AddData(data)
+	_, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	return err
 }
 
 func virtualServers(t *testing.T) (list []string) {
@@ -124,7 +141,7 @@ func TestOfIPVSOnlyKubeProxysIsRemovedOnceItsConnectionsHaveEnded(t *testing.T) 
 		netlink.IpsetCreate("KUBE-CLUSTER-IP", "hash:ip,port", netlink.IpsetCreateOptions{Family: unix.AF_INET}),
 		netlink.IpsetCreate("KUBE-6-CLUSTER-IP", "hash:ip,port", netlink.IpsetCreateOptions{Family: unix.AF_INET6}),
 		netlink.IpsetCreate("KUBE-NODE-PORT-TCP", "bitmap:port", netlink.IpsetCreateOptions{PortFrom: 0, PortTo: 65535}),
-		netlink.IpsetAdd("KUBE-NODE-PORT-TCP", &netlink.IPSetEntry{Port: new(uint16(30080))}))
+		addPort("KUBE-NODE-PORT-TCP", 30080))
 	virtualServer(t, "192.0.2.1:9999", 0, "10.244.1.2:8080") // somebody's
 	virtualServer(t, "", 4711, "10.244.1.2:8080")
 	foreign := virtualServers(t)

@@ -18,8 +18,12 @@ var (
 		ip_vs ip_vs_rr ip_vs_wrr ip_vs_lc ip_vs_wlc ip_vs_sh ip_vs_mh ip_vs_sed ip_vs_nq
 		nf_tables nft_ct nft_reject_inet nft_nat nft_masq nft_chain_nat nft_objref
 		nf_conntrack_netlink dummy`)
+	// kubeProxyModules are those of kube-proxy's ipvs mode.
+	kubeProxyModules = []string{"ip_set_hash_ipport", "ip_set_bitmap_port"}
+
 	ipvsPassed = regexp.MustCompile(`(?m)^ipvs: [1-9]\d* passed, 0 failed, `)
 	ipvsDumped = regexp.MustCompile(`(?m)^ *--- PASS: TestEveryDataplaneDumpsTheSameTable/ipvs `)
+	ipvsGone   = regexp.MustCompile(`(?m)^--- PASS: TestOfIPVSOnlyKubeProxysIsRemovedOnceItsConnectionsHaveEnded `)
 	ipvsOwn    = regexp.MustCompile(`(?m)^--- PASS: TestKernelFollowsAnyChangeAndSurvivesAnyRestart `)
 )
 
@@ -29,6 +33,7 @@ var (
 	ipvsRuns = []run{
 		{"own tests", Debian12, "fairlead.dev/dataplane/ipvs", ".", "", ipvsModules, ipvsOwn},
 		{"dump", Debian12, "fairlead.dev/test/conformance", "TestEveryDataplaneDumpsTheSameTable/ipvs", "", ipvsModules, ipvsDumped},
+		{"what kube-proxy left", Debian12, "fairlead.dev/migrate", "IPVS", "", slices.Concat(ipvsModules, kubeProxyModules), ipvsGone},
 		{"one variant of each case", Debian12, "fairlead.dev/test/conformance", "TestIPVSTreats", "one", ipvsModules, ipvsPassed},
 	}
 	ipvsTable = []run{
@@ -44,7 +49,7 @@ func TestIPVSOnDebiansKernel(t *testing.T) {
 	case "":
 		t.Skip("FAIRLEAD_KERNEL_MATRIX is not set")
 	case "whole":
-		playAll(t, slices.Concat(ipvsRuns[:2], ipvsTable))
+		playAll(t, slices.Concat(ipvsRuns[:3], ipvsTable))
 	default:
 		playAll(t, ipvsRuns)
 	}
