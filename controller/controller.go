@@ -84,7 +84,11 @@ func New(o Options) (*Controller, error) {
 		healthz:   c.metrics.healthz, livez: c.metrics.livez,
 	}
 	c.healthz = &server{flag: "--healthz-bind-address", address: o.HealthzBindAddress, handler: health.handler(), log: o.Log}
-	metrics := c.metrics.handler(o.Profiling)
+	statusOf := ""
+	if o.StatusPage {
+		statusOf = o.NodeName
+	}
+	metrics := c.metrics.handler(statusOf, o.Profiling)
 	if o.MetricsGuard != nil {
 		metrics = o.MetricsGuard(metrics)
 	}

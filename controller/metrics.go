@@ -11,6 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"fairlead.dev/controller/status"
 )
 
 // metrics are the controller's own. Names that begin with kubeproxy_ mean what
@@ -89,6 +91,7 @@ var (
 	endpointPending = desc("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "EndpointSlice changes that are not in force yet.")
 	lastQueued      = desc("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "Unix time at which a change last arrived.")
 	lastDone        = desc("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "Unix time at which the kernel was last brought in line.")
+	lastChange      = desc("fairlead_last_change_seconds", "Time from the arrival of the last change until it was in force.")
 	noLocal         = desc("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "Service ports with traffic policy Local and no endpoint on this node.", "traffic_policy")
 	objectProblems  = desc("fairlead_problems", "Objects, or parts of them, that are not in force as written.")
 	failedServices  = desc("fairlead_failed_services", "Services whose last state the kernel did not take; the one before is in force.")
@@ -98,7 +101,7 @@ var (
 )
 
 func (r reading) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{servicePending, endpointPending, lastQueued, lastDone, noLocal, objectProblems, failedServices, sourceConnected, sourceProblems, buildInfo} {
+	for _, d := range []*prometheus.Desc{servicePending, endpointPending, lastQueued, lastDone, lastChange, noLocal, objectProblems, failedServices, sourceConnected, sourceProblems, buildInfo} {
 		ch <- d
 	}
 }
@@ -112,6 +115,7 @@ func (r reading) Collect(ch chan<- prometheus.Metric) {
 	set(endpointPending, float64(pending.endpoints))
 	set(lastQueued, unixSeconds(queued))
 	set(lastDone, unixSeconds(done))
+	set(lastChange, r.c.progress.took().Seconds())
 	set(failedServices, float64(r.c.progress.condition().failed))
 	set(objectProblems, float64(len(r.c.Problems())))
 	state := r.c.opts.Source.State()
@@ -137,9 +141,9 @@ func unixSeconds(t time.Time) float64 {
 	return float64(t.UnixNano()) / 1e9
 }
 
-// metricsHandler serves /metrics, and a /healthz that only says that the
-// process answers.
-func (m *metrics) handler(profiling bool) http.Handler {
+// handler serves /metrics, and a /healthz that only says that the process
+// answers; where asked for, the status page of a node and profiles.
+func (m *metrics) handler(statusOf string, profiling bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4, Timeout: 20 * time.Second, Registry: m.registry,
@@ -148,6 +152,9 @@ func (m *metrics) handler(profiling bool) http.Handler {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		_, _ = w.Write([]byte("ok"))
 	})
+	if statusOf != "" {
+		mux.Handle("/status", &status.Page{Node: statusOf, Read: m.status})
+	}
 	if profiling {
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
 		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
@@ -156,4 +163,13 @@ func (m *metrics) handler(profiling bool) http.Handler {
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
 	return mux
+}
+
+// status reads the metrics as /metrics would show them.
+func (m *metrics) status() (*status.Status, error) {
+	families, err := m.registry.Gather()
+	if err != nil {
+		return nil, err
+	}
+	return status.FromMetrics(families)
 }

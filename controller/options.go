@@ -79,6 +79,8 @@ type Options struct {
 	MetricsTLS *tls.Config
 	// MetricsGuard is put before all that is served there; nil: anyone may ask.
 	MetricsGuard func(http.Handler) http.Handler
+	// StatusPage serves /status on MetricsBindAddress, for browsers.
+	StatusPage bool
 	// Profiling serves /debug/pprof/ on MetricsBindAddress.
 	Profiling bool
 	// Collectors are served on /metrics beside the controller's own: those of

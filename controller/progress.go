@@ -19,8 +19,9 @@ type progress struct {
 	underway   batch // compiled, not in force yet
 	lastQueued time.Time
 	lastDone   time.Time
-	synced     bool // a first Sync was done
-	failed     int  // Services that the last attempt could not program
+	lastTook   time.Duration // from the arrival of what was last taken until it was in force
+	synced     bool          // a first Sync was done
+	failed     int           // Services that the last attempt could not program
 }
 
 // batch counts changes and remembers when the oldest of them arrived.
@@ -61,8 +62,11 @@ func (p *progress) taken() {
 func (p *progress) done(failed int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.underway = batch{}
 	p.lastDone = p.now()
+	if !p.underway.since.IsZero() {
+		p.lastTook = p.lastDone.Sub(p.underway.since)
+	}
+	p.underway = batch{}
 	p.synced = true
 	p.failed = failed
 }
@@ -93,6 +97,14 @@ func (p *progress) condition() condition {
 		c.stale = c.now.Sub(oldest.since) > p.timeout
 	}
 	return c
+}
+
+// took is how long the last changes waited until they were in force; 0: there
+// were none.
+func (p *progress) took() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lastTook
 }
 
 // pending gives the changes that are not in force yet, and when a change last

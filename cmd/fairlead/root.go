@@ -72,7 +72,7 @@ func newRoot() (root *cobra.Command, started *bool) {
 	}
 	// SuggestionsFor is used before cobra sets this default.
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(newRunCommand(), newDumpCommand(), newExplainCommand(), newTraceCommand(), newCheckCommand(), newCleanupCommand(), newMigrateCommand(), newVersionCommand(),
+	root.AddCommand(newRunCommand(), newDumpCommand(), newStatusCommand(), newExplainCommand(), newTraceCommand(), newCheckCommand(), newCleanupCommand(), newMigrateCommand(), newVersionCommand(),
 		newPodsCommand(), newLogsCommand(), newExecCommand())
 	return root, started
 }

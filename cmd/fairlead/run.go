@@ -168,6 +168,7 @@ func controllerOptions(c *config.Configuration) (o controller.Options, err error
 		NodePortAddresses:  c.NodePortAddresses,
 		HealthzBindAddress: c.HealthzBindAddress,
 		MetricsBindAddress: c.MetricsBindAddress,
+		StatusPage:         c.StatusPage,
 		Profiling:          c.Profiling,
 		Version:            readBuildInfo().Version,
 	}

@@ -30,6 +30,7 @@ func addRunFlags(f *pflag.FlagSet, c *config.Configuration) {
 	f.StringVar(&c.MetricsAuth, "metrics-auth", c.MetricsAuth, "none, or delegated: TLS, and only for those whom the API server lets get the path")
 	f.StringVar(&c.MetricsTLSCertFile, "metrics-tls-cert-file", c.MetricsTLSCertFile, "`FILE` with the certificate of the metrics address (default: no TLS, or one signed by itself with --metrics-auth delegated)")
 	f.StringVar(&c.MetricsTLSPrivateKeyFile, "metrics-tls-private-key-file", c.MetricsTLSPrivateKeyFile, "`FILE` with its key")
+	f.BoolVar(&c.StatusPage, "status-page", c.StatusPage, "serve /status, a page for browsers, on the metrics address")
 	f.BoolVar(&c.Profiling, "profiling", c.Profiling, "serve /debug/pprof/ on the metrics address")
 
 	f.StringVar(&c.CgroupRoot, "cgroup-root", c.CgroupRoot, "cgroup2 `DIR` whose processes get the socket hooks (default: the root of the cgroup2 mount)")

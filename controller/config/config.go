@@ -60,6 +60,8 @@ type Configuration struct {
 	// signed by itself.
 	MetricsTLSCertFile       string `json:"metricsTLSCertFile" flag:"metrics-tls-cert-file"`
 	MetricsTLSPrivateKeyFile string `json:"metricsTLSPrivateKeyFile" flag:"metrics-tls-private-key-file"`
+	// StatusPage serves /status on the metrics address.
+	StatusPage bool `json:"statusPage" flag:"status-page"`
 	// Profiling serves /debug/pprof/ on the metrics address.
 	Profiling bool `json:"profiling" flag:"profiling"`
 
