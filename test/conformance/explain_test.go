@@ -455,6 +455,11 @@ func (pr *probe) remembered(met map[netip.AddrPort]bool) {
 	case a.RemainingSeconds < 500 || a.RemainingSeconds > 600:
 		pr.wrong("almost 600 seconds left", a)
 	}
+	for _, b := range pr.answer.Backends {
+		if (b.Share > 0) != (b.AddrPort() == a.Backend) {
+			pr.wrong("no share for other Backends than that of the entry", b)
+		}
+	}
 	for _, o := range pr.send(3) {
 		if b := pr.reached(o); b.AddrPort() != a.Backend {
 			pr.wrong("the Backend of the entry", o)
