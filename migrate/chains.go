@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/nftables"
+
 	"fairlead.dev/dataplane/iptables"
 )
 
@@ -80,6 +82,9 @@ func findChains(ctx context.Context) (plans []*chainPlan, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := readable(rulesets); err != nil {
+		return nil, err
+	}
 	for _, r := range rulesets {
 		p := &chainPlan{rules: r, tables: map[string]*tablePlan{}}
 		for table, chains := range r.Tables {
@@ -92,6 +97,30 @@ func findChains(ctx context.Context) (plans []*chainPlan, err error) {
 		}
 	}
 	return plans, nil
+}
+
+// readable reports kube-proxy's chains that the commands of iptables made, where
+// those are not here to remove them.
+func readable(rulesets []*iptables.Ruleset) error {
+	for family, command := range map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "iptables-nft", nftables.TableFamilyIPv6: "ip6tables-nft"} {
+		if slices.ContainsFunc(rulesets, func(r *iptables.Ruleset) bool { return r.String() == command }) {
+			continue
+		}
+		c, err := nftables.New()
+		if err != nil {
+			return fmt.Errorf("open nftables: %w", err)
+		}
+		chains, err := c.ListChainsOfTableFamily(family)
+		if err != nil && !noTables(err) {
+			return fmt.Errorf("list nftables chains: %w", err)
+		}
+		for _, chain := range chains {
+			if isKubeProxyChain(chain.Table.Name, chain.Name) {
+				return fmt.Errorf("chain %s of kube-proxy is in the %s table, and %s is not in PATH to remove it: install iptables", chain.Name, chain.Table.Name, command)
+			}
+		}
+	}
+	return nil
 }
 
 // planTable finds what is kube-proxy's in one table; nil for nothing.

@@ -196,6 +196,22 @@ func TestWhatOthersUseOfKubeProxysStays(t *testing.T) {
 	}
 }
 
+func TestChainsThatCannotBeRemovedForLackOfIptablesAreAnError(t *testing.T) {
+	newNamespace(t)
+	run(t, foreign, "iptables-nft-restore")
+	path := os.Getenv("PATH")
+	t.Setenv("PATH", t.TempDir())
+	if l, err := Find(t.Context()); err != nil || !l.Empty() {
+		t.Errorf("rules of others: %v, %v", l, err)
+	}
+	t.Setenv("PATH", path)
+	run(t, kubeProxys, "iptables-nft-restore", "--noflush")
+	t.Setenv("PATH", t.TempDir())
+	if _, err := Find(t.Context()); err == nil || !strings.Contains(err.Error(), "iptables-nft is not in PATH to remove it: install iptables") {
+		t.Errorf("kube-proxy's rules: %v", err)
+	}
+}
+
 func TestTablesOfNftablesModeAreRemovedAndNoOthers(t *testing.T) {
 	newNamespace(t)
 	run(t, "add table ip mine\nadd chain ip mine services\nadd table inet kube-proxy\nadd table ip kube-proxy-2\n", "nft", "-f", "-")

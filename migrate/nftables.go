@@ -32,7 +32,7 @@ func findTables() (tables []nftTable, err error) {
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		list, err := c.ListTablesOfFamily(family)
 		switch {
-		case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+		case noTables(err):
 			continue
 		case err != nil:
 			return nil, fmt.Errorf("list nftables tables: %w", err)
@@ -57,4 +57,9 @@ func (t nftTable) remove() error {
 		return fmt.Errorf("remove %s: %w", t, err)
 	}
 	return nil
+}
+
+// noTables: the kernel has no nftables, or nothing of the family.
+func noTables(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT)
 }

@@ -39,7 +39,7 @@ func Running(ctx context.Context, metrics, healthz string) (string, error) {
 	if err != nil || how != "" {
 		return how, err
 	}
-	return servers(ctx, metrics, healthz), nil
+	return servers(ctx, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, metrics, healthz), nil
 }
 
 // Process is Running by processes alone.
@@ -78,7 +78,7 @@ func processes(proc string) (ids []string, err error) {
 }
 
 // servers asks where a kube-proxy would answer, and names the first that does.
-func servers(ctx context.Context, metrics, healthz string) string {
+func servers(ctx context.Context, client *http.Client, metrics, healthz string) string {
 	type question struct {
 		url        string
 		kubeProxys func(body []byte) bool
@@ -91,7 +91,7 @@ func servers(ctx context.Context, metrics, healthz string) string {
 		questions = append(questions, question{"http://" + a + "/healthz", isHealth})
 	}
 	for _, q := range questions {
-		if body, err := get(ctx, q.url); err == nil && q.kubeProxys(body) {
+		if body, err := get(ctx, client, q.url); err == nil && q.kubeProxys(body) {
 			return "who answers at " + q.url
 		}
 	}
@@ -117,14 +117,13 @@ func addresses(defaults []string, more string) []string {
 	return append(slices.Clone(defaults), a)
 }
 
-func get(ctx context.Context, url string) ([]byte, error) {
+func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err

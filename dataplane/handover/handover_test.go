@@ -170,3 +170,56 @@ func TestAPredecessorThatCannotBeginIsTriedAgain(t *testing.T) {
 	}
 	waitFor(t, "end", func() bool { return slices.Contains(o.seen(), "end") })
 }
+
+// lasting is an old one that looks first, carries for ever and masquerades.
+type lasting struct{ *old }
+
+func (lasting) Lasts() bool { return true }
+
+func (l lasting) Observe(_ context.Context, t *dataplane.Table) error {
+	if len(l.next.Kernel().Services) == len(t.Services) {
+		l.note("observe after the successor was complete")
+	}
+	l.note("observe")
+	return nil
+}
+
+func (l lasting) Masqueraded() ([]dataplane.ConntrackRow, error) {
+	return []dataplane.ConntrackRow{{Masquerade: "192.0.2.1:1024"}}, nil
+}
+
+func TestAPredecessorThatLastsLooksFirstAndIsNotEndedByTheClock(t *testing.T) {
+	next := dataplanetest.New()
+	o := &old{next: next, carries: true}
+	var reserved []dataplane.ConntrackRow
+	d := handover.New(next, []handover.Predecessor{lasting{o}}, handover.Options{
+		Poll: time.Millisecond, DrainTimeout: time.Millisecond,
+		Reserve: func(rows []dataplane.ConntrackRow) error { reserved = rows; return nil },
+	})
+	defer d.Close()
+	if _, err := d.Sync(context.Background(), oneService()); err != nil {
+		t.Fatal(err)
+	}
+	if len(reserved) != 1 || reserved[0].Masquerade != "192.0.2.1:1024" {
+		t.Errorf("reserved %v, want the port of its one flow", reserved)
+	}
+	time.Sleep(50 * time.Millisecond)
+	if got := o.seen(); !slices.Equal(got, []string{"observe", "begin"}) {
+		t.Fatalf("beyond the time for others it was asked %v", got)
+	}
+	o.idle()
+	waitFor(t, "end", func() bool { return slices.Contains(o.seen(), "end") })
+}
+
+func TestAPredecessorThatCarriesNothingEndsWithTheFirstSync(t *testing.T) {
+	next := dataplanetest.New()
+	o := &old{next: next}
+	d := handover.New(next, []handover.Predecessor{o}, handover.Options{})
+	defer d.Close()
+	if _, err := d.Sync(context.Background(), oneService()); err != nil {
+		t.Fatal(err)
+	}
+	if got := o.seen(); !slices.Equal(got, []string{"begin", "end"}) {
+		t.Errorf("after the first Sync it was asked %v, want its end: the process may end now", got)
+	}
+}

@@ -49,11 +49,10 @@ func (n *Netfilter) Begin(_ context.Context, t *dataplane.Table) (err error) {
 	for _, s := range t.Services {
 		n.know(s)
 	}
-	if err := n.Withdraw(); err != nil || n.Shared {
+	if err := n.Withdraw(); err != nil {
 		return err
 	}
-	// Nobody may have followed the Services for some time. Where the successor
-	// shares conntrack it has done this itself.
+	// Nobody may have followed the Services for some time.
 	_, err = n.conntrack.EndStale(netfilter.AllRules(t))
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 
 	"fairlead.dev/test/internal/traffic"
 )
@@ -57,6 +58,57 @@ func (w *town) load() (loads []*traffic.Process) {
 		loads = append(loads, l)
 	}
 	return loads
+}
+
+// datagrams starts one UDP socket on each path inside the node that goes on to
+// ask a Service.
+func (w *town) datagrams(s *corev1.Service) (loads []*traffic.Process) {
+	w.t.Helper()
+	for _, name := range []string{"client", "bypass", "host1"} {
+		plan := traffic.Plan{Patience: patience}
+		for _, ip := range s.Spec.ClusterIPs {
+			to := []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(ip), 80)}
+			plan.Streams = append(plan.Streams, traffic.Stream{Mode: traffic.UDPHeld, To: to, Every: 50 * time.Millisecond})
+		}
+		m := w.member(name)
+		l, err := traffic.Start(name, m.PID, m.CgroupDir, plan)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.t.Cleanup(func() { _, _ = l.Stop() })
+		loads = append(loads, l)
+	}
+	return loads
+}
+
+// answeredBy ends loads, whose every question must have had an answer, the last
+// ones of a pod.
+func (w *town) answeredBy(loads []*traffic.Process, pod string) {
+	w.t.Helper()
+	time.Sleep(settling)
+	m := w.member(pod)
+	for _, l := range loads {
+		report, err := l.Stop()
+		if err != nil {
+			w.t.Error(err)
+		}
+		last := map[uint16]*traffic.Record{}
+		for i := range report.Records {
+			r := &report.Records[i]
+			if r.Failure != "" {
+				w.t.Errorf("%s: %s", l.Question(r), r.Failure)
+			}
+			last[r.Stream] = r
+		}
+		for _, r := range last {
+			if a := l.Server(r).Addr(); a != m.IPv4 && a != m.IPv6 {
+				w.t.Errorf("%s: answered by %v still, which is no Backend any more", l.Question(r), a)
+			}
+		}
+		if len(last) != len(l.Plan.Streams) {
+			w.t.Errorf("load from %s: answers of %d sockets, want %d", l.Name, len(last), len(l.Plan.Streams))
+		}
+	}
 }
 
 // verdict is what came of loads.

@@ -37,10 +37,13 @@ func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 			if c.dataplane != "iptables" {
 				w.refuses(proxy)
 			}
-			loads := w.load()
+			pinned := w.expose("pinned", "a")
+			w.serves(pinned, "client")
+			loads, datagrams := w.load(), w.datagrams(pinned)
 			time.Sleep(settling)
 
 			agent := w.over(proxy, c.alone)
+			w.answeredBy(datagrams, "b")
 			if diff := cmp.Diff(foreign, w.withoutOurs(w.foreign())); diff != "" {
 				t.Errorf("rules of others, before kube-proxy came and now:\n%s", diff)
 			}
@@ -72,6 +75,7 @@ func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 func (w *town) over(proxy *process, alone bool) *process {
 	w.t.Helper()
 	w.stop(proxy)
+	w.endpoints("pinned", "b") // nobody hears of it
 	begin := time.Now()
 	var agent *process
 	if alone {

@@ -19,6 +19,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"fairlead.dev/test/conformance"
@@ -141,12 +142,12 @@ func (w *town) member(name string) conformance.Member {
 	return m
 }
 
-// expose makes a dual-stack NodePort Service of TCP and UDP, and its
-// EndpointSlices as the controller would. They go with the test.
+// expose makes a dual-stack NodePort Service of TCP and UDP with endpoints. They
+// go with the test.
 func (w *town) expose(name string, pods ...string) *corev1.Service {
 	w.t.Helper()
 	ctx := w.t.Context()
-	services, slices := client.CoreV1().Services("default"), client.DiscoveryV1().EndpointSlices("default")
+	services := client.CoreV1().Services("default")
 	policy := corev1.IPFamilyPolicyRequireDualStack
 	s, err := services.Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -157,13 +158,22 @@ func (w *town) expose(name string, pods ...string) *corev1.Service {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.endpoints(name, pods...)
+	w.t.Cleanup(func() { w.withdraw(name) })
+	return s
+}
+
+// endpoints makes the EndpointSlices of a Service as the controller would.
+func (w *town) endpoints(name string, pods ...string) {
+	w.t.Helper()
+	ctx, slices := w.t.Context(), client.DiscoveryV1().EndpointSlices("default")
 	for _, family := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
 		e := &discoveryv1.EndpointSlice{
 			ObjectMeta:  metav1.ObjectMeta{Name: name + "-" + strings.ToLower(string(family)), Labels: map[string]string{discoveryv1.LabelServiceName: name}},
 			AddressType: family, Endpoints: []discoveryv1.Endpoint{},
 		}
-		for _, p := range s.Spec.Ports {
-			e.Ports = append(e.Ports, discoveryv1.EndpointPort{Name: &p.Name, Protocol: &p.Protocol, Port: new(int32(8080))})
+		for port, protocol := range map[string]corev1.Protocol{"tcp": corev1.ProtocolTCP, "udp": corev1.ProtocolUDP} {
+			e.Ports = append(e.Ports, discoveryv1.EndpointPort{Name: &port, Protocol: &protocol, Port: new(int32(8080))})
 		}
 		for _, pod := range pods {
 			m, node := w.member(pod), map[string]string{"a": "node1", "b": "node1", "d": "node2", "e": "node2"}[pod]
@@ -173,12 +183,14 @@ func (w *town) expose(name string, pods ...string) *corev1.Service {
 			}
 			e.Endpoints = append(e.Endpoints, discoveryv1.Endpoint{Addresses: []string{a.String()}, NodeName: &node})
 		}
-		if _, err := slices.Create(ctx, e, metav1.CreateOptions{}); err != nil {
+		_, err := slices.Update(ctx, e, metav1.UpdateOptions{})
+		if apierrors.IsNotFound(err) {
+			_, err = slices.Create(ctx, e, metav1.CreateOptions{})
+		}
+		if err != nil {
 			w.t.Fatal(err)
 		}
 	}
-	w.t.Cleanup(func() { w.withdraw(name) })
-	return s
 }
 
 // withdraw deletes what expose made.
