@@ -97,15 +97,24 @@ manifests:
 
 ## Against a real control plane, built as Go modules and cached; test/e2e/cluster
 ## with nodes that run Pods. One package after another: each has the machine.
-e2e:
+## In namespaces without a way out: what is downloaded is downloaded before.
+e2e: image
 	cd test/e2e && $(GO) run ./cmd/build-controlplane && $(GO) test -timeout 30m -p 1 ./...
+
+## The image as an OCI tar, for amd64 and arm64, without a registry.
+image:
+	@mkdir -p $(BIN)
+	$(GO) run ./image -version $(VERSION) -o $(BIN)/fairlead-image.tar
 
 bench: build
 	$(GO) run ./test/bench -fairlead $(BIN)/fairlead
 
-## Pod starts and the cost at rest, beside the bare CRI calls.
+## Pod starts and the cost at rest, beside the bare CRI calls: of the runner
+## alone, of the agent, and of the agent with 100 Pods.
 bench-pods:
-	$(GO) test -run '^$$' -bench . -benchtime 20x ./podrunner ./podrunner/cri
+	$(GO) test -run '^$$' -bench PodStart -benchtime 20x ./podrunner
+	$(GO) test -run '^$$' -bench PodStart -benchtime 20x ./test/pods
+	$(GO) test -run '^$$' -bench HundredPods -benchtime 1x -timeout 20m ./test/pods
 
 fuzz:
 	for t in $$($(GO) list ./... | xargs -n1 -I{} sh -c '$(GO) test -list "^Fuzz" {} 2>/dev/null | grep ^Fuzz | sed "s|^|{} |"' | tr ' ' ':'); do \

@@ -4,18 +4,9 @@ package podrunner
 
 import (
 	"fmt"
-	"os"
-	"runtime"
-	"runtime/debug"
 	"slices"
-	"strconv"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"fairlead.dev/podrunner/containerdtest"
 )
@@ -68,85 +59,4 @@ func startBare(b *testing.B, bare *containerdtest.Bare, i int) time.Duration {
 		b.Fatal(err)
 	}
 	return took
-}
-
-// BenchmarkHundredPods starts 100 Pods at once (FAIRLEAD_PODS: another number),
-// and reports how long that takes, what it costs to have them, and how long a
-// new agent takes to know them all.
-func BenchmarkHundredPods(b *testing.B) {
-	n := 100
-	if s := os.Getenv("FAIRLEAD_PODS"); s != "" {
-		n, _ = strconv.Atoi(s)
-	}
-	g := newRig(b)
-	for b.Loop() {
-		base := rss()
-		var keys []types.NamespacedName
-		begin := time.Now()
-		for i := range n {
-			keys = append(keys, g.pod(benchPod(fmt.Sprint("p", i))))
-		}
-		g.awaitAll(keys, n)
-		b.ReportMetric(time.Since(begin).Seconds(), "start-s")
-		time.Sleep(15 * time.Second) // the pace of the lists slows down
-		used, wall := cpu(), time.Now()
-		time.Sleep(10 * time.Second)
-		b.ReportMetric(100*(cpu()-used).Seconds()/time.Since(wall).Seconds(), "idle-cpu-%")
-		debug.FreeOSMemory()
-		b.ReportMetric(float64(rss()-base)/(1<<20), "rss-more-MB")
-		b.ReportMetric(float64(rss())/(1<<20), "rss-MB")
-		g.stop()
-		g.mu.Lock()
-		clear(g.told)
-		g.mu.Unlock()
-		begin = time.Now()
-		g.run()
-		g.awaitAll(keys, n)
-		b.ReportMetric(ms(time.Since(begin)), "recovery-ms")
-		begin = time.Now()
-		for _, key := range keys {
-			g.remove(key)
-		}
-		g.until("all are removed", 10*patience, func() bool { return len(g.r.Pods()) == 0 })
-		b.ReportMetric(time.Since(begin).Seconds(), "removal-s")
-	}
-	b.ReportMetric(0, "ns/op")
-}
-
-func (g *rig) awaitAll(keys []types.NamespacedName, n int) {
-	g.until(fmt.Sprint(n, " Pods are ready"), 10*patience, func() bool {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		for _, key := range keys {
-			if all := g.told[key]; len(all) == 0 || !ready(&all[len(all)-1]) || all[len(all)-1].Phase != corev1.PodRunning {
-				return false
-			}
-		}
-		return true
-	})
-}
-
-// cpu is what this process has used.
-func cpu() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// rss of this process in bytes.
-func rss() int {
-	runtime.GC()
-	b, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		panic(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmRSS:" {
-			kb, _ := strconv.Atoi(f[1])
-			return kb << 10
-		}
-	}
-	return 0
 }
