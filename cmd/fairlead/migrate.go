@@ -55,8 +55,8 @@ func newMigrateCommand() *cobra.Command {
 		Use:   "migrate",
 		Short: "Take this node over from kube-proxy, or give it back",
 		Long: "Take this node over from a kube-proxy that has ended: program fairlead's tables beside its rules, check them,\n" +
-			"ask the Services, remove its rules. Established connections go on. Then start `fairlead run`, which adopts\n" +
-			"what is there; `fairlead run --take-over` does all of this itself. Flags are those of run.\n\n" +
+			"ask the Services, remove its rules. Established connections go on. Then start `fairlead run --take-over`,\n" +
+			"which adopts what is there; it alone does all of this itself. Flags are those of run.\n\n" +
 			"--back gives the node back to a kube-proxy that runs: when its rules serve every Service, fairlead's go, and\n" +
 			"the command ends when the last connection has that fairlead carries. The agent must not run.",
 		Args: noArgs,
@@ -159,7 +159,7 @@ func (m *migration) run(ctx context.Context, c *config.Configuration, log *slog.
 	case m.back:
 		return m.gone(c)
 	}
-	m.report.Add(migrate.Done, "this node's Services are fairlead's; start `fairlead run` now, nobody follows their changes until then")
+	m.report.Add(migrate.Done, "this node's Services are fairlead's; start `fairlead run --take-over` now, nobody follows their changes until then")
 	return nil
 }
 
