@@ -14,7 +14,7 @@ KERNEL_PACKAGES := ./bpf/... ./dataplane/ebpf ./dataplane/nftables ./dataplane/i
 POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/... ./test/pods ./image/...
 PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|bench|vm|pods)|image|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
 
-.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience vm e2e manifests vuln image bench bench-pods fuzz clean
+.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience vm e2e soak manifests vuln image bench bench-pods fuzz clean
 
 all: build
 
@@ -105,6 +105,10 @@ e2e: image
 image:
 	@mkdir -p $(BIN)
 	$(GO) run ./image -version $(VERSION) -o $(BIN)/fairlead-image.tar
+
+## The cluster of test/e2e/cluster under load, churn, kills and upgrades.
+soak:
+	cd test/e2e && $(GO) run ./cmd/build-controlplane && FAIRLEAD_SOAK=$${FAIRLEAD_SOAK:-20m} $(GO) test -timeout 60m -count 1 -v -run 'TestSoak$$' ./cluster
 
 bench: build
 	$(GO) run ./test/bench -fairlead $(BIN)/fairlead

@@ -171,7 +171,8 @@ func (r *run) end(what string) (total traffic.Report) {
 	}
 	r.clients = nil
 	asked, failed, longest := total.Totals()
-	r.k.Logf("%s: %d questions in %d streams, %d failed, the longest took %v\n%s", what, asked, len(total.Streams), failed, longest.Round(time.Millisecond), total.Slow())
+	r.k.Logf("%s: %d questions in %d streams, %d failed, %d of UDP moved to another server, the longest took %v\n%s",
+		what, asked, len(total.Streams), failed, total.Moved(), longest.Round(time.Millisecond), total.Slow())
 	return total
 }
 

@@ -98,9 +98,8 @@ func newCase(t *testing.T) *testCase {
 }
 
 func (c *cluster) start(ctx context.Context) (err error) {
-	if err := c.build(); err != nil {
-		return err
-	}
+	built := make(chan error, 1)
+	go func() { built <- c.build() }()
 	if err := makeUnderlay(); err != nil {
 		return err
 	}
@@ -122,6 +121,9 @@ func (c *cluster) start(ctx context.Context) (err error) {
 		return err
 	}
 	if err := c.grant(ctx); err != nil {
+		return err
+	}
+	if err := <-built; err != nil {
 		return err
 	}
 	for _, n := range c.nodes {

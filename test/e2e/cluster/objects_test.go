@@ -37,6 +37,7 @@ func (k *testCase) eventually(condition func() error) {
 func serverSpec() corev1.PodSpec {
 	return corev1.PodSpec{
 		TerminationGracePeriodSeconds: new(int64(20)),
+		DNSPolicy:                     corev1.DNSDefault, // the cluster has no resolver
 		Containers: []corev1.Container{{
 			Name: "server", Image: workloadImage, ImagePullPolicy: corev1.PullNever, Args: []string{"serve"},
 			Env: []corev1.EnvVar{{Name: "NODE_NAME", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "spec.nodeName"}}}},
@@ -190,7 +191,9 @@ func (k *testCase) explain() {
 	}
 	if events, err := k.client.CoreV1().Events(k.namespace).List(ctx, metav1.ListOptions{}); err == nil {
 		for _, e := range events.Items {
-			k.Logf("event: %s %s %s: %s %s (%d)", e.LastTimestamp.Format(time.TimeOnly), e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message, e.Count)
+			if e.Type == corev1.EventTypeWarning {
+				k.Logf("event: %s %s %s: %s %s (%d)", e.LastTimestamp.Format(time.TimeOnly), e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message, e.Count)
+			}
 		}
 	}
 	k.tell(k)

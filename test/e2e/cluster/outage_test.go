@@ -54,6 +54,13 @@ func TestTheAPIServerIsAwayUnderLoadAndReturnsToChurn(t *testing.T) {
 		t.Fatal(err)
 	}
 	back := time.Now()
+	if moved := r.end("API server away for " + away.String()).Moved(); moved > 0 {
+		t.Errorf("%d UDP sockets were ended, and no endpoint was removed", moved)
+	}
+	if now := k.containerIDs(pods); !slices.Equal(ids, now) {
+		t.Errorf("containers when the API server was back:\n%q\nbefore:\n%q", now, ids)
+	}
+	r = k.load(k.everyPath(s, traffic.TCP, traffic.UDP))
 	k.RestartControllers()
 	// All at once: Pods replaced, a Service deleted, another made.
 	patch := []byte(`{"spec":{"template":{"metadata":{"annotations":{"version":"2"}}}}}`)
@@ -65,9 +72,6 @@ func TestTheAPIServerIsAwayUnderLoadAndReturnsToChurn(t *testing.T) {
 	fresh := k.expose("fresh", "fresh", nodePort)
 	if err := k.client.CoreV1().Services(k.namespace).Delete(t.Context(), doomed.Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
-	}
-	if now := k.containerIDs(pods); !slices.Equal(ids, now) {
-		t.Errorf("containers when the API server was back:\n%q\nbefore:\n%q", now, ids)
 	}
 	k.ready(fresh, k.rolledOut("fresh"))
 	t.Logf("%v after the return, new Pods of a new Service answer on all paths", time.Since(back).Round(time.Millisecond))
@@ -90,33 +94,7 @@ func TestTheAPIServerIsAwayUnderLoadAndReturnsToChurn(t *testing.T) {
 	if now := k.agentPIDs(); now[1] != agents[1] {
 		t.Errorf("the agents were processes %v, now they are %v", agents, now)
 	}
-	k.endButHeld(r, "API server away for "+away.String())
-}
-
-// endButHeld ends a load during which Pods were replaced: held connections are
-// lost with their server, and only with it.
-func (k *testCase) endButHeld(r *run, what string) {
-	k.Helper()
-	for _, c := range r.clients {
-		var report traffic.Report
-		if err := c.post("/stop", nil, &report); err != nil {
-			k.Errorf("%s: %v", what, err)
-			continue
-		}
-		asked := 0
-		for _, s := range report.Streams {
-			asked += s.Asked
-			allowed := 0
-			if s.Mode == traffic.Held || s.Mode == traffic.HeldUDP {
-				allowed = 8 // each loss is noticed once, and there are four Pods
-			}
-			if s.Failed > allowed {
-				k.Errorf("%s: from %s %d of %d questions failed, %s %s:\n%s", what, c.name, s.Failed, s.Asked, s.Mode, s.To, strings.Join(s.Failures, "\n"))
-			}
-		}
-		k.Logf("%s: %s asked %d", what, c.name, asked)
-	}
-	r.clients = nil
+	r.end("return of the API server")
 }
 
 func (k *testCase) agentPIDs() (out []int) {
@@ -162,7 +140,11 @@ func TestAgentsAreUpgradedNodeByNodeUnderLoad(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 	}
-	k.answered(r.end("upgrade and back"), names(pods))
+	report := r.end("upgrade and back")
+	k.answered(report, names(pods))
+	if report.Moved() > 0 {
+		t.Errorf("%d UDP sockets were ended, and no endpoint was removed", report.Moved())
+	}
 	if now := k.containerIDs(pods); !slices.Equal(ids, now) {
 		t.Errorf("containers after the upgrades:\n%q\nbefore:\n%q", now, ids)
 	}

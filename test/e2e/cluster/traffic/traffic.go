@@ -32,6 +32,9 @@ type Question struct {
 type Answer struct {
 	Server, Node, Client string
 	Failure              string
+	// Moved: a UDP socket was ended since its server was no endpoint any more,
+	// and the question was asked again.
+	Moved bool
 }
 
 // Stream is a series of questions, one after another.
@@ -52,6 +55,7 @@ type Report struct{ Streams []StreamReport }
 type StreamReport struct {
 	Stream
 	Asked, Failed int
+	Moved         int
 	Longest       time.Duration
 	Servers       map[string]int // answers by Pod
 	Failures      []string       // the first ones
@@ -66,6 +70,14 @@ func (r Report) Totals() (asked, failed int, longest time.Duration) {
 		asked, failed, longest = asked+s.Asked, failed+s.Failed, max(longest, s.Longest)
 	}
 	return asked, failed, longest
+}
+
+// Moved counts questions of UDP sockets that were moved off their server.
+func (r Report) Moved() (n int) {
+	for _, s := range r.Streams {
+		n += s.Moved
+	}
+	return n
 }
 
 // Slow are the slow answers of all streams.

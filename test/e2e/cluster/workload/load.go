@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -12,7 +13,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -116,6 +116,9 @@ func (l *load) note(i int, a traffic.Answer, begun time.Time) {
 	defer l.mu.Unlock()
 	r := &l.report.Streams[i]
 	r.Asked++
+	if a.Moved {
+		r.Moved++
+	}
 	r.Longest = max(r.Longest, took)
 	if a.Failure == "" {
 		r.Servers[a.Server]++
@@ -139,13 +142,19 @@ func ask(q traffic.Question) traffic.Answer {
 // asker is one stream's sockets.
 type asker struct {
 	within time.Duration
-	client *http.Client
+	held   *heldConn
 	udp    net.Conn
 }
 
+// heldConn is a connection that all questions of a stream go over.
+type heldConn struct {
+	net.Conn
+	in *bufio.Reader
+}
+
 func (a *asker) close() {
-	if a.client != nil {
-		a.client.CloseIdleConnections()
+	if a.held != nil {
+		a.held.Close()
 	}
 	if a.udp != nil {
 		a.udp.Close()
@@ -158,49 +167,64 @@ func (a *asker) ask(s traffic.Stream) traffic.Answer {
 	}
 	var b []byte
 	var err error
+	moved := false
 	switch s.Mode {
-	case traffic.UDP:
-		if a.udp != nil {
+	case traffic.UDP, traffic.HeldUDP:
+		if a.udp != nil && s.Mode == traffic.UDP {
 			a.udp.Close()
+			a.udp = nil
 		}
-		a.udp = nil
 		b, err = a.askUDP(s.To)
-	case traffic.HeldUDP:
-		b, err = a.askUDP(s.To)
+		if moved = errors.Is(err, syscall.ECONNABORTED) || errors.Is(err, syscall.EDESTADDRREQ); moved {
+			b, err = a.askUDP(s.To)
+		}
 	default:
 		b, err = a.askHTTP(s.Mode == traffic.Held, s.To)
 	}
-	var out traffic.Answer
+	out := traffic.Answer{Moved: moved}
 	if err == nil {
 		err = json.Unmarshal(b, &out)
 	}
 	if err != nil {
-		out = traffic.Answer{Failure: err.Error()}
+		out = traffic.Answer{Failure: err.Error(), Moved: moved}
 	}
 	return out
 }
 
+// askHTTP asks by a connection of its own, or by the held one. The loss of that
+// is a failure, and the next question makes another.
 func (a *asker) askHTTP(held bool, to string) ([]byte, error) {
-	if a.client == nil || !held {
-		a.close()
-		d := net.Dialer{Timeout: a.within}
-		dialled := false
-		transport := &http.Transport{DisableKeepAlives: !held, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			if held && dialled {
-				return nil, errors.New("the held connection was lost")
-			}
-			dialled = true
-			c, err := d.DialContext(ctx, network, address)
-			if t, ok := c.(*net.TCPConn); ok && !held {
-				_ = t.SetLinger(0) // ten thousands of them: no TIME_WAIT
-			}
-			return c, err
-		}}
-		a.client = &http.Client{Timeout: a.within, Transport: transport}
+	c := a.held
+	if c == nil {
+		conn, err := net.DialTimeout("tcp", to, a.within)
+		if err != nil {
+			return nil, err
+		}
+		c = &heldConn{conn, bufio.NewReader(conn)}
 	}
-	r, err := a.client.Get("http://" + to + "/")
+	b, err := c.ask(to, a.within)
+	if held && err == nil {
+		a.held = c
+		return b, nil
+	}
+	if t, ok := c.Conn.(*net.TCPConn); ok {
+		_ = t.SetLinger(0) // ten thousands of them: no TIME_WAIT
+	}
+	c.Close()
+	if a.held != nil {
+		a.held = nil
+		err = fmt.Errorf("the held connection from %s was lost: %w", c.LocalAddr(), err)
+	}
+	return b, err
+}
+
+func (c *heldConn) ask(to string, within time.Duration) ([]byte, error) {
+	_ = c.SetDeadline(time.Now().Add(within))
+	if _, err := fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", to); err != nil {
+		return nil, err
+	}
+	r, err := http.ReadResponse(c.in, nil)
 	if err != nil {
-		a.client = nil
 		return nil, err
 	}
 	defer r.Body.Close()
@@ -258,7 +282,7 @@ func (a *asker) askUDP(to string) ([]byte, error) {
 func (a *asker) lost(err error) error {
 	a.udp.Close()
 	a.udp = nil
-	return errors.New(strings.TrimSpace(err.Error()))
+	return err
 }
 
 func earlier(a, b time.Time) time.Time {
