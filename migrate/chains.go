@@ -99,8 +99,8 @@ func findChains(ctx context.Context) (plans []*chainPlan, err error) {
 	return plans, nil
 }
 
-// readable reports kube-proxy's chains that the commands of iptables made, where
-// those are not here to remove them.
+// readable reports chains of kube-proxy that the commands of iptables made and
+// cannot list here: they are not installed, or fail.
 func readable(rulesets []*iptables.Ruleset) error {
 	for family, command := range map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "iptables-nft", nftables.TableFamilyIPv6: "ip6tables-nft"} {
 		if slices.ContainsFunc(rulesets, func(r *iptables.Ruleset) bool { return r.String() == command }) {
@@ -116,7 +116,7 @@ func readable(rulesets []*iptables.Ruleset) error {
 		}
 		for _, chain := range chains {
 			if isKubeProxyChain(chain.Table.Name, chain.Name) {
-				return fmt.Errorf("chain %s of kube-proxy is in the %s table, and %s is not in PATH to remove it: install iptables", chain.Name, chain.Table.Name, command)
+				return fmt.Errorf("chain %s of kube-proxy is in table %s, and %s-save cannot list it: install iptables 1.8 or newer", chain.Name, chain.Table.Name, command)
 			}
 		}
 	}

@@ -162,6 +162,39 @@ func TestOnlyKubeProxysChainsAreRemoved(t *testing.T) {
 	}
 }
 
+func TestChainsOfIPVSModeAreKubeProxysToo(t *testing.T) {
+	// As kube-proxy v1.37 makes them.
+	got := planTable("filter", map[string][]string{
+		"INPUT": {
+			`-m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER`, `-m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL`,
+			`-m comment --comment "kubernetes health check rules" -j KUBE-NODE-PORT`, "-j KUBE-FIREWALL",
+		},
+		"FORWARD":                     {`-m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD`, `-m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL`},
+		"OUTPUT":                      {`-m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-OUT-FILTER`, "-j KUBE-FIREWALL"},
+		"KUBE-FIREWALL":               {"-m mark --mark 0x8000/0x8000 -j DROP"},
+		"KUBE-IPVS-FILTER":            {"-m set --match-set KUBE-LOAD-BALANCER dst,dst -j RETURN"},
+		"KUBE-IPVS-OUT-FILTER":        nil,
+		"KUBE-PROXY-FIREWALL":         {"-m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -j KUBE-SOURCE-RANGES-FIREWALL"},
+		"KUBE-SOURCE-RANGES-FIREWALL": {"-j DROP"},
+		"KUBE-NODE-PORT":              {"-m set --match-set KUBE-HEALTH-CHECK-NODE-PORT dst -j ACCEPT"},
+		"KUBE-FORWARD":                {"-m mark --mark 0x4000/0x4000 -j ACCEPT"},
+	})
+	want := []string{"KUBE-FORWARD", "KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER", "KUBE-NODE-PORT", "KUBE-PROXY-FIREWALL", "KUBE-SOURCE-RANGES-FIREWALL"}
+	if diff := cmp.Diff(want, got.chains); diff != "" || len(got.jumps) != 6 || len(got.kept) != 0 {
+		t.Errorf("%d jumps, kept %v, chains (-want +got):\n%s", len(got.jumps), got.kept, diff)
+	}
+	for _, set := range []string{"KUBE-CLUSTER-IP", "KUBE-6-NODE-PORT-LOCAL-SCTP-HASH", "KUBE-IPVS-IPS"} {
+		if !isKubeProxySet(set) {
+			t.Errorf("ipset %s is not taken for kube-proxy's", set)
+		}
+	}
+	for _, set := range []string{"KUBE-MINE", "CLUSTER-IP", "KUBE-NWPLCY-X", "KUBE-SRC-X"} { // kube-router has the last two
+		if isKubeProxySet(set) {
+			t.Errorf("ipset %s is taken for kube-proxy's", set)
+		}
+	}
+}
+
 func TestWhatOthersUseOfKubeProxysStays(t *testing.T) {
 	newNamespace(t)
 	run(t, kubeProxys, "iptables-nft-restore")
@@ -207,7 +240,7 @@ func TestChainsThatCannotBeRemovedForLackOfIptablesAreAnError(t *testing.T) {
 	t.Setenv("PATH", path)
 	run(t, kubeProxys, "iptables-nft-restore", "--noflush")
 	t.Setenv("PATH", t.TempDir())
-	if _, err := Find(t.Context()); err == nil || !strings.Contains(err.Error(), "iptables-nft is not in PATH to remove it: install iptables") {
+	if _, err := Find(t.Context()); err == nil || !strings.Contains(err.Error(), "iptables-nft-save cannot list it: install iptables 1.8 or newer") {
 		t.Errorf("kube-proxy's rules: %v", err)
 	}
 }

@@ -23,8 +23,8 @@ type Ruleset struct {
 }
 
 // Rulesets reads those of both families and flavours, in the network namespace
-// of the calling thread. One that holds nothing is left out, and so is a
-// flavour that is not installed.
+// of the calling thread. One that holds nothing is left out, and so is the nft
+// flavour where it is not installed or the kernel lacks it.
 func Rulesets(ctx context.Context, o Options) (out []*Ruleset, err error) {
 	o = o.withDefaults()
 	for _, f := range []Flavour{NFT, Legacy} {
@@ -40,6 +40,9 @@ func Rulesets(ctx context.Context, o Options) (out []*Ruleset, err error) {
 				continue
 			}
 			r, err := t.ruleset(ctx, o)
+			if err != nil && f == NFT && ctx.Err() == nil {
+				continue
+			}
 			if err != nil {
 				return nil, fmt.Errorf("list %s: %w", command(f, v6, ""), err)
 			}

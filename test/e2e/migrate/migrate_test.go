@@ -122,21 +122,25 @@ func (w *town) back(agent *process) *process {
 	w.t.Helper()
 	w.stop(agent)
 	back := w.start(fairlead, w.flags("migrate", "--back")...)
-	time.Sleep(settling) // it waits for kube-proxy
+	w.says(back, "waiting     kube-proxy does not run on this node")
 	w.start(kubeProxy, "--config", w.config)
-	w.eventually(func() error {
-		if text := back.log.String(); !strings.Contains(text, "takes no new connection") {
-			return fmt.Errorf("fairlead migrate --back said:\n%s", text)
-		}
-		return nil
-	})
-	if text := back.log.String(); !strings.Contains(text, "waiting     kube-proxy does not run on this node") || !strings.Contains(text, "serve all") {
-		w.t.Errorf("fairlead migrate --back said:\n%s", text)
-	}
+	w.says(back, "checked     kube-proxy's rules (mode "+w.mode+") serve all ")
+	w.says(back, "done        dataplane "+w.dataplane+" takes no new connection")
 	added := w.expose("back-"+w.mode+"-"+w.dataplane, "b")
 	w.serves(added, "client", "outside")
 	time.Sleep(settling)
 	return back
+}
+
+// says waits until a program has said something.
+func (w *town) says(p *process, what string) {
+	w.t.Helper()
+	w.eventually(func() error {
+		if text := p.log.String(); !strings.Contains(text, what) {
+			return fmt.Errorf("%s: want %q in:\n%s", p.name, what, text)
+		}
+		return nil
+	})
 }
 
 // refuses looks that nothing is done while kube-proxy runs, be it seen or not.
