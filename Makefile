@@ -12,9 +12,9 @@ CLANG_FORMAT ?= clang-format-19
 # the race detector; those of the pod runner that need containerd; the rest.
 KERNEL_PACKAGES := ./bpf/... ./dataplane/ebpf ./dataplane/nftables ./dataplane/iptables ./dataplane/ipvs ./dataplane/netfilter ./dataplane/uplink
 POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/... ./test/pods ./image/...
-PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|bench|vm|pods)|image|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
+PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|observe|bench|vm|pods)|image|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
 
-.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience vm e2e soak manifests vuln image bench bench-pods fuzz clean
+.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience observe vm e2e soak manifests vuln image bench bench-pods fuzz clean
 
 all: build
 
@@ -40,6 +40,7 @@ test: tools
 	$(MAKE) pods
 	$(MAKE) conformance
 	$(MAKE) resilience
+	$(MAKE) observe
 	$(MAKE) e2e
 	$(MAKE) vm
 	$(MAKE) build && examples/demo.sh $(BIN)/fairlead $(BIN)/responder && examples/web-demo.sh $(BIN)/fairlead $(BIN)/responder
@@ -89,6 +90,10 @@ vm:
 
 resilience:
 	$(GO) test -timeout 20m -v ./test/resilience | .ci/summary
+
+## Sockets, metrics, dashboard and status of a running agent, by Prometheus and Chromium.
+observe:
+	$(GO) test -timeout 15m -v ./test/observe | .ci/summary
 
 manifests:
 	promtool check rules manifests/prometheus/rules.yaml
