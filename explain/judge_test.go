@@ -333,6 +333,10 @@ func TestTheTrafficPolicyIsSaidWhereTheTableShowsIt(t *testing.T) {
 			t.Errorf("%s: internal %q, external %q; want %q and %q", tc.name, internal, external, tc.wantInternal, tc.external)
 		}
 	}
+	hostPort := frontendOf(dataplane.HostPort, local, local)
+	if a := Judge(Question{Client: podClient, To: hostPort.FrontendKey}, Facts{Inspection: &dataplane.Inspection{Frontend: hostPort, Rules: sourcesDecide()}, Origin: FromPod}); a.Policy.Decides != "hostPort" {
+		t.Errorf("a hostPort is decided by %q", a.Policy.Decides)
+	}
 	unread := dataplane.Unread{Part: dataplane.UnreadMasquerade, Why: "not readable"}
 	if _, external := policy(kept, unread); external != "" {
 		t.Errorf("not readable: %q is guessed", external)

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"fairlead.dev/controller/compile"
 	"fairlead.dev/dataplane"
 	"fairlead.dev/dataplane/ebpf"
 	"fairlead.dev/dataplane/iptables"
@@ -160,6 +161,7 @@ func (p *prober) round() {
 	}
 	s.variant = variant{family: pick(p, IPv4, IPv6), protocol: pick(p, "TCP", "UDP")}
 	narrow := p.narrow(s)
+	p.knowPods(!p.oneIn(3))
 	s.apply(append(services, narrow)...)
 	p.compare()
 	// One question with each outcome, whatever the others come to.
@@ -173,6 +175,21 @@ func (p *prober) round() {
 		who := pick(p, explainClients...)
 		p.ask(svc, who, p.destination(svc, who))
 	}
+}
+
+// knowPods tells the node the ranges of pods, or that none is known: then what
+// is internal is up to the Dataplane.
+func (p *prober) knowPods(known bool) {
+	n := p.bench.lab.nodes[0]
+	facts := compile.NodeFacts{
+		Name: n.Name, Zone: zone, Addresses: n.Addresses,
+		NodePortAddresses: append([]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}, n.Addresses...),
+		PrimaryIPv4:       n.PrimaryIPv4, PrimaryIPv6: n.PrimaryIPv6, ServiceCIDRs: ServiceCIDRs,
+	}
+	if known {
+		facts.InternalSources = ClusterCIDRs
+	}
+	p.agent().compiler.SetNode(facts)
 }
 
 // narrow makes a Service that outside clients can't reach: some by its source
