@@ -43,6 +43,16 @@ type Unread struct {
 	Why string
 }
 
+// Unreadable tells why a part could not be read, if that is so.
+func (i *Inspection) Unreadable(part UnreadPart) (why string, is bool) {
+	for _, u := range i.Unread {
+		if u.Part == part {
+			return u.Why, true
+		}
+	}
+	return "", false
+}
+
 // UnreadPart names what is not known of an Inspection.
 type UnreadPart string
 
@@ -54,6 +64,8 @@ const (
 	UnreadMasquerade UnreadPart = "masquerade"
 	// UnreadCgroup: so is Rules.CgroupRoot.
 	UnreadCgroup UnreadPart = "cgroup"
+	// UnreadUplinks: so is Rules.Uplinks.
+	UnreadUplinks UnreadPart = "uplinks"
 	// UnreadShares: eligible Backends need not get equal shares.
 	UnreadShares UnreadPart = "shares"
 )

@@ -167,6 +167,9 @@ func ofPort(name string) string {
 // chooseScope says whether the traffic is internal, and why.
 func (j *judge) chooseScope() {
 	j.scope = dataplane.Internal
+	if j.rules.DevicesDecide && j.f.Origin != FromNode {
+		j.unread(dataplane.UnreadUplinks)
+	}
 	c := j.q.Client
 	within := slices.IndexFunc(j.rules.InternalSources, func(p netip.Prefix) bool { return p.Contains(c) })
 	switch {

@@ -94,14 +94,9 @@ func (j *judge) externalPolicy(f *dataplane.Frontend) string {
 // unread reports whether the dataplane could not read a part, and says so in
 // the answer.
 func (j *judge) unread(part dataplane.UnreadPart) bool {
-	for _, u := range j.in.Unread {
-		if u.Part != part {
-			continue
-		}
-		if !slices.Contains(j.a.Unknown, u.Why) {
-			j.a.Unknown = append(j.a.Unknown, u.Why)
-		}
-		return true
+	why, is := j.in.Unreadable(part)
+	if is && !slices.Contains(j.a.Unknown, why) {
+		j.a.Unknown = append(j.a.Unknown, why)
 	}
-	return false
+	return is
 }

@@ -193,7 +193,7 @@ func (r *Reader) inspectRules(in *dataplane.Inspection, s *bpf.FairleadNodeSetti
 	if rules.NodeClients, err = r.nodeClients(s.HostNetnsCookie); err != nil {
 		return err
 	}
-	if err := r.inspectDevices(rules); err != nil {
+	if err := r.inspectDevices(in); err != nil {
 		return err
 	}
 	return r.inspectCgroup(in)

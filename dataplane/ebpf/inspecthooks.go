@@ -26,7 +26,8 @@ const fromUplink = "fairlead_from_u"
 
 // inspectDevices asks which program is attached to the ingress of each device
 // of the calling thread's network namespace, as a link or as a filter.
-func (r *Reader) inspectDevices(rules *dataplane.Rules) error {
+func (r *Reader) inspectDevices(in *dataplane.Inspection) error {
+	rules := &in.Rules
 	links, err := netlink.LinkList()
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
@@ -34,6 +35,13 @@ func (r *Reader) inspectDevices(rules *dataplane.Rules) error {
 	rules.Attached = []string{}
 	for _, l := range links {
 		program, err := r.ingress(l)
+		if errors.Is(err, fs.ErrPermission) {
+			program, err = "unknown", nil
+			if _, said := in.Unreadable(dataplane.UnreadUplinks); !said {
+				in.Unread = append(in.Unread, dataplane.Unread{Part: dataplane.UnreadUplinks,
+					Why: "not readable without CAP_SYS_ADMIN: which devices lead out"})
+			}
+		}
 		if err != nil {
 			return fmt.Errorf("read the program of device %s: %w", l.Attrs().Name, err)
 		}

@@ -86,6 +86,9 @@ func (t *table) place(q explain.Question, o Options, f *explain.Facts) (explain.
 			return q, err
 		}
 	}
+	if why, is := f.Inspection.Unreadable(dataplane.UnreadUplinks); is && o.From == "" && !back.Local {
+		return q, fmt.Errorf("%s: say where client %s is with --from pod, node or outside", why, q.Client)
+	}
 	uplink := explain.IsUplink(&f.Inspection.Rules, back.Device)
 	switch {
 	case o.From != "":

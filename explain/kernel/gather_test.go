@@ -82,6 +82,7 @@ func must(t *testing.T, err error) {
 type holds struct {
 	dataplane.Reader
 	affinityFails error
+	unread        []dataplane.Unread
 	flows         []dataplane.ConntrackRow
 }
 
@@ -90,7 +91,7 @@ func (h *holds) Inspect(at dataplane.FrontendKey) (*dataplane.Inspection, error)
 	f := &dataplane.Frontend{FrontendKey: at, Kind: dataplane.ClusterIP, AffinitySeconds: 60, Internal: dataplane.BackendSet{
 		Backends: []dataplane.Backend{backend("10.244.1.5"), backend("10.244.2.5"), backend("10.66.0.1"), backend("192.0.2.11")},
 	}}
-	return &dataplane.Inspection{Frontend: f, Service: dataplane.ServiceName{Namespace: "ns", Name: "web"}, Rules: dataplane.Rules{Uplinks: []string{"eth*"}}}, nil
+	return &dataplane.Inspection{Frontend: f, Service: dataplane.ServiceName{Namespace: "ns", Name: "web"}, Rules: dataplane.Rules{Uplinks: []string{"eth*"}}, Unread: h.unread}, nil
 }
 
 func (h *holds) Flows(dataplane.FrontendKey) ([]dataplane.ConntrackRow, error) { return h.flows, nil }
@@ -142,6 +143,26 @@ func TestWhatTheRoutingTableDoesNotKnowIsAsked(t *testing.T) {
 		must(t, err)
 		if _, _, err = Gather(&holds{}, q, Options{From: tc.from}); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v; want %q", tc.question, err, tc.want)
+		}
+	}
+}
+
+func TestWithoutKnownUplinksOnlyTheNodeNeedsNoSide(t *testing.T) {
+	node(t)
+	r := &holds{unread: []dataplane.Unread{{Part: dataplane.UnreadUplinks, Why: "no rights"}}}
+	for _, tc := range []struct {
+		question string
+		from     explain.Origin
+		want     string
+	}{
+		{"10.244.1.5 -> 10.96.0.1:80", "", "no rights: say where client 10.244.1.5 is with --from pod, node or outside"},
+		{"10.244.1.5 -> 10.96.0.1:80", explain.FromPod, ""},
+		{"192.0.2.11 -> 10.96.0.1:80", "", ""},
+	} {
+		q, err := explain.ParseQuestion([]string{tc.question})
+		must(t, err)
+		if _, _, err = Gather(r, q, Options{From: tc.from}); (err == nil) != (tc.want == "") || err != nil && err.Error() != tc.want {
+			t.Errorf("%s, --from %q: %v; want %q", tc.question, tc.from, err, tc.want)
 		}
 	}
 }
