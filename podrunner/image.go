@@ -5,6 +5,7 @@ package podrunner
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,6 +22,9 @@ type pull struct {
 	done  chan struct{}
 	image cri.Image
 	err   error
+	// missed: the worker has gone on without it, and is to be woken. One that
+	// waits is not: it would try again at once what has just failed.
+	missed atomic.Bool
 }
 
 // prefetch gets the images of the containers that are first to start, while the
@@ -38,7 +42,7 @@ func (w *worker) prefetch(config *runtimeapi.PodSandboxConfig, handler string) {
 	}
 }
 
-// get begins to get a container's image; the worker is woken when it is there.
+// get begins to get a container's image.
 func (w *worker) get(o startOrder, config *runtimeapi.PodSandboxConfig, handler string) *pull {
 	p := &pull{done: make(chan struct{})}
 	w.pulls[o.spec.Name] = p
@@ -46,7 +50,9 @@ func (w *worker) get(o startOrder, config *runtimeapi.PodSandboxConfig, handler 
 	go func() {
 		p.image, p.err = w.r.puller.Ensure(w.run, request)
 		close(p.done)
-		w.wake()
+		if p.missed.Load() {
+			w.wake()
+		}
 	}()
 	return p
 }
@@ -103,13 +109,18 @@ func (w *worker) image(ctx context.Context, o startOrder) (cri.Image, error) {
 	defer timer.Stop()
 	select {
 	case <-p.done:
-		delete(w.pulls, o.spec.Name)
-		return p.image, p.err
 	case <-ctx.Done():
 		return cri.Image{}, ctx.Err()
 	case <-timer.C:
-		return cri.Image{}, errPulling
+		p.missed.Store(true)
+		select {
+		case <-p.done: // just now, and it may not have seen that
+		default:
+			return cri.Image{}, errPulling
+		}
 	}
+	delete(w.pulls, o.spec.Name)
+	return p.image, p.err
 }
 
 // noImage notes why a container waits for its image.

@@ -128,6 +128,9 @@ func summarize(p *corev1.Pod) (ready, status, restarts string) {
 			status = s.State.Terminated.Reason
 		}
 	}
+	if p.Status.Phase == corev1.PodFailed && p.Status.Reason != "" {
+		status = p.Status.Reason // says more than how its containers ended
+	}
 	if p.DeletionTimestamp != nil {
 		status = "Terminating"
 	}

@@ -95,6 +95,7 @@ func newNode(t testing.TB, flags ...string) *node {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the agent said at last:\n%s", n.log(6000))
+			n.giveUp()
 		}
 		n.kill()
 		if out, err := exec.Command(n.programs+"/fairlead", "cleanup").CombinedOutput(); err != nil {
@@ -102,6 +103,22 @@ func newNode(t testing.TB, flags ...string) *node {
 		}
 	})
 	return n
+}
+
+// giveUp shows and ends the Pods of a test that failed, so that what they leave
+// does not hide why.
+func (n *node) giveUp() {
+	for _, args := range [][]string{{"-o", "wide"}, {"--events"}} {
+		out, errOut, _ := n.fairlead(append([]string{"pods", "--state-dir", n.rt.Root}, args...)...)
+		n.Logf("fairlead pods %s:\n%s%s", strings.Join(args, " "), out, errOut)
+	}
+	files, _ := filepath.Glob(n.manifests + "/*")
+	for _, f := range files {
+		_ = os.Remove(f)
+	}
+	for begin := time.Now(); len(n.pods()) > 0 && time.Since(begin) < patience; {
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // as is the node for a subtest.
