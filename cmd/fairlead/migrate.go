@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -201,10 +202,12 @@ func (m *migration) newDataplane(ctx context.Context, c *config.Configuration, l
 // and are to be taken over.
 func (m *migration) kubeProxys(ctx context.Context, t technology, c *config.Configuration, log *slog.Logger) ([]handover.Predecessor, error) {
 	if !c.TakeOver {
-		for _, r := range checkOtherProxies() {
-			if !r.OK {
-				log.Warn("another proxy's rules are in force beside this agent's: start it with --take-over, see docs/migration.md", "found", r.Detail)
-			}
+		found, err := otherProxies()
+		if err != nil { // it may not look
+			log.Debug("look for rules of another proxy", "error", err)
+		}
+		if len(found) > 0 {
+			log.Warn("another proxy's rules are in force beside this agent's: start it with --take-over, see docs/migration.md", "found", strings.Join(found, ", "))
 		}
 		return nil, nil
 	}

@@ -17,19 +17,25 @@ import (
 func checkOtherProxies() []checkRow {
 	const cost = "its rules also answer for Services: take over from it with `fairlead run --take-over` or `fairlead migrate`, see docs/migration.md"
 	row := checkRow{Name: "no-other-proxy", OK: true, Detail: "no IPVS device, no nftables or iptables-nft chains of kube-proxy"}
-	var found []string
-	if _, err := net.InterfaceByName("kube-ipvs0"); err == nil {
-		found = append(found, "device kube-ipvs0 (kube-proxy in ipvs mode)")
-	}
-	tables, err := kubeProxyTables()
+	found, err := otherProxies()
 	if err != nil {
 		row.OK, row.Detail, row.Cost = false, fmt.Sprintf("cannot list nftables chains: %v", err), "rules of another proxy would not be noticed"
 		return []checkRow{row}
 	}
-	if found = append(found, tables...); len(found) > 0 {
+	if len(found) > 0 {
 		row.OK, row.Detail, row.Cost = false, strings.Join(found, ", "), cost
 	}
 	return []checkRow{row}
+}
+
+// otherProxies names the signs of a kube-proxy that reading netlink shows.
+// Package migrate finds all of it.
+func otherProxies() (found []string, err error) {
+	if _, err := net.InterfaceByName("kube-ipvs0"); err == nil {
+		found = append(found, "device kube-ipvs0 (kube-proxy in ipvs mode)")
+	}
+	tables, err := kubeProxyTables()
+	return append(found, tables...), err
 }
 
 // kubeProxyTables names the tables with chains of kube-proxy: its own table

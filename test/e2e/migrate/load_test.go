@@ -134,10 +134,11 @@ func (v verdict) String() string {
 		v.connections, v.questions, v.retransmitted, v.ended, v.slowest.Round(time.Millisecond/10), len(v.failures))
 }
 
-// judge ends loads. Each question must have been answered by a Backend, and a
-// held TCP connection be one and the same. With udpMayEnd, held UDP sockets may
-// be ended.
-func (w *town) judge(loads []*traffic.Process, udpMayEnd bool) (v verdict) {
+// judge ends loads. Each question that was asked since a time, which is when
+// kube-proxy was told to stop, must have been answered by a Backend: what fails
+// before is kube-proxy's. A held TCP connection must be one and the same. Held
+// UDP sockets may be ended.
+func (w *town) judge(loads []*traffic.Process, since int64) (v verdict) {
 	for _, l := range loads {
 		report, err := l.Stop()
 		if err != nil {
@@ -158,9 +159,10 @@ func (w *town) judge(loads []*traffic.Process, udpMayEnd bool) (v verdict) {
 			}
 			v.slowest = max(v.slowest, time.Duration(r.Took))
 			switch {
-			case r.Failure != "" && udpMayEnd && mode == traffic.UDPHeld && r.Again && wasEnded(r.Failure):
+			case r.Failure != "" && mode == traffic.UDPHeld && r.Again && wasEnded(r.Failure):
 				v.ended++
-				connects[r.Stream]--
+			case r.Failure != "" && r.Start < since && !r.Again:
+				w.t.Logf("while kube-proxy was alone: %s: %s", l.Question(r), r.Failure)
 			case r.Failure != "":
 				v.failures = append(v.failures, fmt.Sprintf("%s: want an answer, seen %s after %v", l.Question(r), r.Failure, time.Duration(r.Took)))
 			case !slices.Contains(w.backends, l.Server(r)):
@@ -168,7 +170,7 @@ func (w *town) judge(loads []*traffic.Process, udpMayEnd bool) (v verdict) {
 			}
 		}
 		for i, s := range l.Plan.Streams {
-			if s.Mode.Holds() && connects[uint16(i)] != 1 && !(udpMayEnd && !s.Mode.IsTCP()) {
+			if s.Mode == traffic.TCPHeld && connects[uint16(i)] != 1 {
 				v.failures = append(v.failures, fmt.Sprintf("%s -> %v %s: want one connection, seen %d", l.Name, s.To, s.Mode, connects[uint16(i)]))
 			}
 		}

@@ -17,8 +17,13 @@ import (
 	"fairlead.dev/test/internal/traffic"
 )
 
-// settling is how long load goes on before and after each step.
-const settling = time.Second
+const (
+	// settling is how long load goes on before and after each step.
+	settling = time.Second
+	// resting is how long kube-proxy may go on to write what is new: it does so
+	// once a second, one family after the other.
+	resting = 2500 * time.Millisecond
+)
 
 func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 	for _, c := range []struct {
@@ -38,10 +43,12 @@ func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 				w.refuses(proxy)
 			}
 			pinned := w.expose("pinned", "a")
-			w.serves(pinned, "client")
+			w.serves(pinned, "client", "outside")
+			time.Sleep(resting)
 			loads, datagrams := w.load(), w.datagrams(pinned)
 			time.Sleep(settling)
 
+			since := traffic.Monotonic()
 			agent := w.over(proxy, c.alone)
 			w.answeredBy(datagrams, "b")
 			if diff := cmp.Diff(foreign, w.withoutOurs(w.foreign())); diff != "" {
@@ -54,8 +61,8 @@ func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 			time.Sleep(settling)
 
 			back := w.back(agent)
-			v := w.judge(loads, true)
-			u := w.judge(later, true)
+			v := w.judge(loads, since)
+			u := w.judge(later, since)
 			if code := w.ends(back); code != 0 {
 				t.Errorf("fairlead migrate --back: exit code %d:\n%s", code, back.log.String())
 			}
@@ -65,7 +72,7 @@ func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 			if out := w.output(fairlead, "cleanup", "--bpffs", w.node.BPFFS, "--cgroup-root", w.node.CgroupRoot); out != "nothing to remove\n" {
 				t.Errorf("fairlead cleanup after the way back: want nothing to remove, seen %q", out)
 			}
-			w.serves(w.steady, "client", "outside")
+			w.serves(w.expose("back-"+c.mode+"-"+c.dataplane, "b"), "client", "outside")
 			fmt.Printf("migrate: %s by %s and back: of kube-proxy's time %v; of fairlead's %v\n", c.mode, c.dataplane, v, u)
 		})
 	}
@@ -79,7 +86,9 @@ func (w *town) over(proxy *process, alone bool) *process {
 	begin := time.Now()
 	var agent *process
 	if alone {
-		agent = w.start(fairlead, w.flags("run", "--take-over")...)
+		// With the capabilities of manifests/components/takeover on top of the base.
+		args := []string{"--bounding-set=-all,+sys_admin,+net_admin,+net_raw", "--inh-caps=-all", "--no-new-privs", fairlead}
+		agent = w.start("setpriv", append(args, w.flags("run", "--take-over")...)...)
 	} else {
 		out := w.output(fairlead, w.flags("migrate", "-o", "json")...)
 		var report struct {
@@ -126,8 +135,6 @@ func (w *town) back(agent *process) *process {
 	w.start(kubeProxy, "--config", w.config)
 	w.says(back, "checked     kube-proxy's rules (mode "+w.mode+") serve all ")
 	w.says(back, "done        dataplane "+w.dataplane+" takes no new connection")
-	added := w.expose("back-"+w.mode+"-"+w.dataplane, "b")
-	w.serves(added, "client", "outside")
 	time.Sleep(settling)
 	return back
 }

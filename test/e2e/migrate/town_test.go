@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -248,7 +249,7 @@ func (w *town) start(program string, args ...string) *process {
 	w.t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
 		<-p.exited
-		if w.t.Failed() && (program == kubeProxy || program == fairlead && args[0] != "dump") {
+		if w.t.Failed() && (program == kubeProxy || slices.Contains(args, "run") || slices.Contains(args, "migrate")) {
 			w.t.Logf("%s said:\n%.20000s", strings.Join(p.cmd.Args, " "), p.log.String())
 		}
 	})
