@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"fairlead.dev/controller/compile"
+	"fairlead.dev/controller/status"
 	"fairlead.dev/dataplane"
 )
 
@@ -132,6 +133,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	})
 	return g.Wait()
 }
+
+// Status is this node at a glance.
+func (c *Controller) Status() (*status.Status, error) { return c.metrics.status() }
 
 // inForce reports whether the kernel has what a Service wants.
 func (c *Controller) inForce(name dataplane.ServiceName) bool {

@@ -55,12 +55,11 @@ func (l locks) Close() error {
 	return errors.Join(errs...)
 }
 
-// lockNetns locks the process's network namespace. An abstract socket (unix(7))
-// is its namespace's, leaves no file and ends with the process.
+// lockNetns locks the process's network namespace by having its agentSocket.
 func lockNetns(ctx context.Context) (io.Closer, error) {
 	deadline := time.Now().Add(lockPatience)
 	for {
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: "@fairlead-agent", Net: "unix"})
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: agentSocket, Net: "unix"})
 		if err == nil {
 			return l, nil
 		}

@@ -154,6 +154,7 @@ func run(ctx context.Context, c *config.Configuration, log *slog.Logger, m migra
 		return err
 	}
 	g.Go(func() error { return ctl.Run(ctx) })
+	g.Go(func() error { return lock.answer(ctx, ctl.Status, log) })
 	if err := g.Wait(); err != nil {
 		return stopped(ctx, err)
 	}

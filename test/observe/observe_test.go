@@ -13,4 +13,5 @@ func TestARunningAgent(t *testing.T) {
 	t.Run("fills every panel of the dashboard", b.fillsTheDashboard)
 	t.Run("has a status on the command line", b.hasAStatus)
 	t.Run("has a status in a browser", b.hasAPage)
+	t.Run("has a status when it is dead", b.hasAStatusWhenDead)
 }

@@ -44,11 +44,23 @@ func (b *bed) hasAStatus(t *testing.T) {
 			t.Errorf("the kernel has %d, the metrics do not say %q", n, line)
 		}
 	}
-	s = status.Status{}
-	out, err := b.run(b.binary, "status", "-o", "json", "--bpffs", b.node.BPFFS, "--metrics-bind-address", "127.0.0.1:9")
-	if err != nil || json.Unmarshal([]byte(out), &s) != nil || s.Agent != nil || !strings.Contains(s.AgentError, "127.0.0.1:9") || s.Services != 3 {
-		t.Errorf("without an agent: %v\n%s", err, out)
+}
+
+func (b *bed) hasAStatusWhenDead(t *testing.T) {
+	if err := b.agent.Process.Kill(); err != nil {
+		t.Fatal(err)
 	}
+	eventually(t, "the status says that there is no agent", func() (bool, string) {
+		var s status.Status
+		out, err := b.run(b.binary, "status", "-o", "json", "--bpffs", b.node.BPFFS)
+		if err != nil || json.Unmarshal([]byte(out), &s) != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if s.Services != 3 || len(s.Traffic) == 0 {
+			t.Errorf("what the kernel holds is gone with the agent:\n%s", out)
+		}
+		return s.Agent == nil && strings.Contains(s.AgentError, "none runs"), out
+	})
 }
 
 func jsonNumber(n int) string {
