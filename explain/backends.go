@@ -125,6 +125,10 @@ func (j *judge) affinity(f *dataplane.Frontend, eligible []dataplane.Backend) (k
 	}
 	client := j.affinityClient()
 	for _, row := range j.f.Affinity {
+		// What a hook does not know the address of yet, it knows by number.
+		if j.f.Origin == FromPod && j.a.Path == "socket" && row.Service == j.a.Service && row.PortName == f.PortName && strings.HasPrefix(row.Client, "netns:") {
+			j.unknown("whose entry that of %s is, to %s: maybe this client's", row.Client, row.Backend)
+		}
 		if row.Client != client || row.Service != j.a.Service || row.PortName != f.PortName {
 			continue
 		}
@@ -153,6 +157,13 @@ func (j *judge) affinity(f *dataplane.Frontend, eligible []dataplane.Backend) (k
 		kept = a.Backend
 	}
 	return kept
+}
+
+// unknown says what is not known, once.
+func (j *judge) unknown(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); !slices.Contains(j.a.Unknown, text) {
+		j.a.Unknown = append(j.a.Unknown, text)
+	}
 }
 
 // affinityClient is whom affinity takes the client for.

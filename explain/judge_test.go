@@ -299,6 +299,24 @@ func TestAFlowDecidesForItsSourcePort(t *testing.T) {
 	}
 }
 
+func TestAnEntryThatMayBeTheClientsIsSaidToBeUnknown(t *testing.T) {
+	f := frontendOf(dataplane.ClusterIP, []dataplane.Backend{here, there}, nil)
+	f.AffinitySeconds = 60
+	facts := Facts{
+		Inspection: &dataplane.Inspection{Frontend: f, Service: dataplane.ServiceName{Namespace: "default", Name: "web"}, Rules: devicesDecide()},
+		Origin:     FromPod, Device: "pod-a",
+		Affinity: []dataplane.AffinityRow{{Service: "default/web", PortName: "http", Client: "netns:9", Backend: here.AddrPort()}},
+	}
+	q := Question{Client: podClient, To: f.FrontendKey}
+	if a := Judge(q, facts); len(a.Unknown) != 1 || a.Affinity != nil {
+		t.Errorf("%q is unknown, affinity %+v; want it said, and nothing guessed", a.Unknown, a.Affinity)
+	}
+	facts.PacketPath = true // there addresses are known
+	if a := Judge(q, facts); len(a.Unknown) != 0 {
+		t.Errorf("%q is unknown on the packet path", a.Unknown)
+	}
+}
+
 func TestTheTrafficPolicyIsSaidWhereTheTableShowsIt(t *testing.T) {
 	clusterIP := func(set, draining []dataplane.Backend) *dataplane.Frontend {
 		f := frontendOf(dataplane.ClusterIP, set, set)

@@ -95,8 +95,8 @@ func (j *judge) externalPolicy(f *dataplane.Frontend) string {
 // the answer.
 func (j *judge) unread(part dataplane.UnreadPart) bool {
 	why, is := j.in.Unreadable(part)
-	if is && !slices.Contains(j.a.Unknown, why) {
-		j.a.Unknown = append(j.a.Unknown, why)
+	if is {
+		j.unknown("%s", why)
 	}
 	return is
 }
