@@ -11,8 +11,8 @@ CLANG_FORMAT ?= clang-format-19
 # Packages whose tests spend their time in the kernel, which is too slow under
 # the race detector; those of the pod runner that need containerd; the rest.
 KERNEL_PACKAGES := ./bpf/... ./dataplane/ebpf ./dataplane/nftables ./dataplane/iptables ./dataplane/ipvs ./dataplane/netfilter ./dataplane/uplink
-POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/... ./test/pods ./image/...
-PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|observe|bench|vm|pods)|image|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
+POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/... ./test/pods ./image/... ./manifests/node
+PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|observe|bench|vm|pods)|image|manifests/node|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
 
 .PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience observe vm e2e soak manifests vuln image bench bench-pods fuzz clean
 
@@ -98,7 +98,7 @@ observe:
 manifests:
 	promtool check rules manifests/prometheus/rules.yaml
 	promtool test rules manifests/prometheus/rules_test.yaml
-	$(GO) test ./manifests/...
+	$(GO) test ./manifests/gen
 
 ## Against a real control plane, built as Go modules and cached; test/e2e/cluster
 ## with nodes that run Pods. One package after another: each has the machine.

@@ -203,3 +203,28 @@ func TestThePodMonitorReachesThePortOfTheMonitoredOverlay(t *testing.T) {
 func TestTheFileOfANodeThatRunsPodsIsValid(t *testing.T) {
 	loadConfig(t, read(t, "../node/config.yaml"))
 }
+
+func TestTheMonitoringObjectsRender(t *testing.T) {
+	text, err := render("../prometheus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kinds []string
+	for doc := range bytes.SplitSeq(text, []byte("\n---\n")) {
+		var o struct {
+			Kind     string
+			Metadata struct{ Namespace string }
+		}
+		if err := yaml.Unmarshal(doc, &o); err != nil {
+			t.Fatal(err)
+		}
+		if o.Kind != "ClusterRoleBinding" && o.Metadata.Namespace != "kube-system" {
+			t.Errorf("%s is in namespace %q: a PodMonitor reads Secrets of its own only", o.Kind, o.Metadata.Namespace)
+		}
+		kinds = append(kinds, o.Kind)
+	}
+	slices.Sort(kinds)
+	if want := []string{"ClusterRoleBinding", "PodMonitor", "PrometheusRule", "Secret", "ServiceAccount"}; !slices.Equal(kinds, want) {
+		t.Errorf("kinds %v, want %v", kinds, want)
+	}
+}
