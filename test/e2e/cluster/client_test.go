@@ -171,8 +171,8 @@ func (r *run) end(what string) (total traffic.Report) {
 	}
 	r.clients = nil
 	asked, failed, longest := total.Totals()
-	r.k.Logf("%s: %d questions in %d streams, %d failed, %d of UDP moved to another server, the longest took %v\n%s",
-		what, asked, len(total.Streams), failed, total.Moved(), longest.Round(time.Millisecond), total.Slow())
+	r.k.Logf("%s: %d questions in %d streams, %d failed, %d of UDP moved to another server, %d took a second or more and the longest %v",
+		what, asked, len(total.Streams), failed, total.Moved(), total.Slow(), longest.Round(time.Millisecond))
 	return total
 }
 

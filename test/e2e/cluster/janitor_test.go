@@ -55,7 +55,7 @@ func removeCgroups(root string) error {
 		return nil
 	})
 	for _, dir := range slices.Backward(dirs) {
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 			err = os.Remove(dir)
 			if err == nil || os.IsNotExist(err) {
 				err = nil

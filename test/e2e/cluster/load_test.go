@@ -15,7 +15,7 @@ import (
 
 // loadPace is the time between two questions of a stream: the clients must not
 // take the machine from the cluster.
-const loadPace = 20 * time.Millisecond
+const loadPace = 40 * time.Millisecond
 
 // everyPath asks a Service of the type NodePort by each of its paths: from Pods
 // and from nodes by its ClusterIPs, from outside by the nodes' ports.

@@ -22,9 +22,8 @@ const podsOverlay = "../../../manifests/overlays/pods"
 // grant applies the manifests, takes a token of their ServiceAccount, and gives
 // the API server the rights that it needs at kubelets.
 func (c *cluster) grant(ctx context.Context) error {
-	const role = "system:kubelet-api-admin"
 	if err := within(patience, func() error { // the bootstrap's objects come a moment after the server
-		_, err := c.client.RbacV1().ClusterRoles().Get(ctx, role, metav1.GetOptions{})
+		_, err := c.client.RbacV1().ClusterRoles().Get(ctx, kubeletAPIRole, metav1.GetOptions{})
 		for _, ns := range []string{"kube-system", "kube-node-lease"} {
 			if err == nil {
 				_, err = c.client.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
@@ -43,12 +42,7 @@ func (c *cluster) grant(ctx context.Context) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("kubectl apply -k %s: %w\n%s", podsOverlay, err, out)
 	}
-	binding := &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "test-kubelet-api-admin"},
-		Subjects:   []rbacv1.Subject{{Kind: "User", APIGroup: rbacv1.GroupName, Name: controlplane.KubeletClient}},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
-	}
-	if _, err := c.client.RbacV1().ClusterRoleBindings().Create(ctx, binding, metav1.CreateOptions{}); err != nil {
+	if err := c.letServerAskKubelets(ctx); err != nil {
 		return err
 	}
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: new(int64(24 * 3600))}}
@@ -58,6 +52,19 @@ func (c *cluster) grant(ctx context.Context) error {
 	}
 	c.token = got.Status.Token
 	return nil
+}
+
+// kubeletAPIRole is what the API server needs at kubelets.
+const kubeletAPIRole = "system:kubelet-api-admin"
+
+func (c *cluster) letServerAskKubelets(ctx context.Context) error {
+	binding := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "test-kubelet-api-admin"},
+		Subjects:   []rbacv1.Subject{{Kind: "User", APIGroup: rbacv1.GroupName, Name: controlplane.KubeletClient}},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: kubeletAPIRole},
+	}
+	_, err := c.client.RbacV1().ClusterRoleBindings().Create(ctx, binding, metav1.CreateOptions{})
+	return err
 }
 
 // writeCredentials gives the agent an identity: the first node that of the

@@ -55,13 +55,10 @@ type Report struct{ Streams []StreamReport }
 type StreamReport struct {
 	Stream
 	Asked, Failed int
-	Moved         int
+	Moved, Slow   int
 	Longest       time.Duration
 	Servers       map[string]int // answers by Pod
 	Failures      []string       // the first ones
-	// Slow are the answers that took a second and more, the first ones: a
-	// packet was lost on the way, and sent again.
-	Slow []string
 }
 
 // Totals are the questions, and those that failed.
@@ -80,15 +77,13 @@ func (r Report) Moved() (n int) {
 	return n
 }
 
-// Slow are the slow answers of all streams.
-func (r Report) Slow() string {
-	var b strings.Builder
+// Slow counts the answers that took a second and more: a packet was lost on the
+// way and sent again, or the machine is busy.
+func (r Report) Slow() (n int) {
 	for _, s := range r.Streams {
-		for _, f := range s.Slow {
-			fmt.Fprintf(&b, "%s %s: %s\n", s.Mode, s.To, f)
-		}
+		n += s.Slow
 	}
-	return b.String()
+	return n
 }
 
 // Failures are the failures of all streams, each with what was asked.

@@ -122,8 +122,8 @@ func (l *load) note(i int, a traffic.Answer, begun time.Time) {
 	r.Longest = max(r.Longest, took)
 	if a.Failure == "" {
 		r.Servers[a.Server]++
-		if took >= time.Second && len(r.Slow) < maxFailures {
-			r.Slow = append(r.Slow, fmt.Sprintf("%s after %v by %s", begun.Format("15:04:05.000"), took.Round(time.Millisecond), a.Server))
+		if took >= time.Second {
+			r.Slow++
 		}
 		return
 	}
