@@ -90,7 +90,9 @@ type Rules struct {
 	// LoopbackServed: Frontends on loopback addresses are for processes of the
 	// node.
 	LoopbackServed bool
-	Masquerade     MasqueradeRules
+	// EmptyFirst: a set without Backends decides before source ranges are asked.
+	EmptyFirst bool
+	Masquerade MasqueradeRules
 	// NodeClients are whom affinity takes the node's processes for, by family
 	// (IPv4, IPv6), where that is not the address they speak from.
 	NodeClients [2]string
@@ -116,7 +118,8 @@ type MasqueradeRules struct {
 	// Loopback: sources on loopback addresses are replaced where they leave.
 	// LoopbackLost: but of IPv6 they never leave.
 	Loopback, LoopbackLost bool
-	// NodeAsPrimary: processes of the node are always seen with IPv4 or IPv6.
+	// NodeAsPrimary: processes of the node are always seen with IPv4 or IPv6. Of
+	// those on loopback an ICMP error does not find the way back.
 	NodeAsPrimary bool
 	// NodeMustLeave: what processes of the node send by the packet path to
 	// Backends in the node's own network is dropped.

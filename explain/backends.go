@@ -17,12 +17,7 @@ func (j *judge) backends(f *dataplane.Frontend) {
 	eligible := set.Eligible()
 	j.unread(dataplane.UnreadDraining)
 	if len(eligible) == 0 {
-		j.list(&set, nil)
-		if set.OnEmpty == dataplane.Drop && j.a.Path != "socket" {
-			j.end(Dropped, reasonNoLocal, "in silence, as no Backend is here: a load balancer's probe is to decide")
-			return
-		}
-		j.end(Refused, reasonNoBackends, "at once, as there is no Backend for this client")
+		j.empty(&set)
 		return
 	}
 	if eligible[0].State == dataplane.Terminating {
@@ -48,6 +43,19 @@ func (j *judge) backends(f *dataplane.Frontend) {
 		}
 	})
 	j.conclude(eligible, kept)
+}
+
+// empty ends a judgement for a set that nobody is in.
+func (j *judge) empty(set *dataplane.BackendSet) {
+	j.list(set, nil)
+	switch {
+	case set.OnEmpty == dataplane.Drop && j.a.Path != "socket":
+		j.end(Dropped, reasonNoLocal, "in silence, as no Backend is here: a load balancer's probe is to decide")
+	case j.rules.Masquerade.NodeAsPrimary && j.q.Client.IsLoopback() && j.q.To.Protocol != dataplane.TCP:
+		j.end(Dropped, reasonNoBackends, "as there is no Backend; the ICMP error that says so does not find the way back to a loopback address")
+	default:
+		j.end(Refused, reasonNoBackends, "at once, as there is no Backend for this client")
+	}
 }
 
 // conclude ends a judgement with what those Backends come to that have a share.

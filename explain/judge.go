@@ -92,10 +92,10 @@ func (j *judge) decide() {
 	if j.known() {
 		return
 	}
-	if !j.allowed(f) {
-		return
+	set := f.Set(j.scope)
+	if empty := len(set.Eligible()) == 0; empty && j.rules.EmptyFirst || j.allowed(f) {
+		j.backends(f)
 	}
-	j.backends(f)
 }
 
 // path says where the connection is decided.

@@ -99,6 +99,8 @@ func TestJudgement(t *testing.T) {
 	noneHere.External.OnEmpty = dataplane.Drop
 	ranged := frontendOf(dataplane.LoadBalancer, both, both)
 	ranged.SourceRanges = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}
+	noneRanged := frontendOf(dataplane.LoadBalancer, nil, nil)
+	noneRanged.SourceRanges = ranged.SourceRanges
 	sticky := frontendOf(dataplane.ClusterIP, both, both)
 	sticky.AffinitySeconds = 100
 	entry := func(client string, b dataplane.Backend, idle uint32) dataplane.AffinityRow {
@@ -172,6 +174,18 @@ func TestJudgement(t *testing.T) {
 		{
 			"not in the source ranges", sourcesDecide(), ranged, FromOutside, outClient, nil,
 			verdict{Dropped, "source_range", "external", "netfilter", nil, ""},
+		},
+		{
+			"not in the source ranges, and no Backends", sourcesDecide(), noneRanged, FromOutside, outClient, nil,
+			verdict{Dropped, "source_range", "external", "netfilter", nil, ""},
+		},
+		{
+			"no Backends before source ranges", func() dataplane.Rules {
+				r := sourcesDecide()
+				r.EmptyFirst = true
+				return r
+			}(), noneRanged, FromOutside, outClient, nil,
+			verdict{Refused, "no_backends", "external", "netfilter", nil, ""},
 		},
 		{
 			"terminating Backends where none is active", devicesDecide(), frontendOf(dataplane.ClusterIP, []dataplane.Backend{leaving}, nil), FromPod, podClient, nil,

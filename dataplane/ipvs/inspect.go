@@ -134,6 +134,7 @@ func (r *Reader) rules(all elements, f *family) (dataplane.Rules, error) {
 	out := dataplane.Rules{
 		Hooks:          dataplane.Hooks{Packet: "ipvs", Pod: input, Uplink: input, Node: "IPVS at LOCAL_OUT, by the mark of table " + tableName},
 		LoopbackServed: true,
+		EmptyFirst:     true, // see ruleset.after
 		Masquerade:     dataplane.MasqueradeRules{NodeAsPrimary: true},
 	}
 	for k := range all {
