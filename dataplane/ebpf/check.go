@@ -52,14 +52,7 @@ func prepareCheck(o Options) error {
 }
 
 func checkCgroup(o Options) dataplane.CheckResult {
-	root := o.CgroupRoot
-	var err error
-	if root == "" {
-		root, err = findCgroup2()
-	}
-	if err == nil {
-		_, err = cgroupID(root)
-	}
+	root, _, err := cgroupRoot(o)
 	return dataplane.Checked("cgroup2", root, err, "no load balancing at the socket", true)
 }
 

@@ -43,16 +43,9 @@ func socketHooks(p *bpf.FairleadPrograms) []socketHook {
 // attachSocketHooks attaches each program to the cgroup, or replaces the one
 // that a pinned link holds there, atomically.
 func attachSocketHooks(o Options, p *bpf.FairleadPrograms) error {
-	root := o.CgroupRoot
-	if root == "" {
-		var err error
-		if root, err = findCgroup2(); err != nil {
-			return err
-		}
-	}
-	id, err := cgroupID(root)
+	root, id, err := cgroupRoot(o)
 	if err != nil {
-		return fmt.Errorf("cgroup root %s: %w: give the cgroup2 directory with --cgroup-root", root, err)
+		return err
 	}
 	for _, h := range socketHooks(p) {
 		if err := attachSocketHook(filepath.Join(o.pinDir(), "links", h.name), root, id, h); err != nil {
@@ -104,6 +97,25 @@ func replaceProgram(pin string, p *ebpf.Program, wanted func(*link.Info) bool) (
 		return false, fmt.Errorf("unpin link %s: %w", pin, err)
 	}
 	return false, nil
+}
+
+// cgroupRoot is the directory that gets the hooks. Where it is that of a
+// machine with cgroup version 1, version 2 is mounted in its directory unified
+// (systemd's hybrid hierarchy).
+func cgroupRoot(o Options) (root string, id uint64, err error) {
+	if root = o.CgroupRoot; root == "" {
+		if root, err = findCgroup2(); err != nil {
+			return "", 0, err
+		}
+	}
+	if id, err = cgroupID(root); err == nil {
+		return root, id, nil
+	}
+	hybrid := filepath.Join(root, "unified")
+	if id, hybridErr := cgroupID(hybrid); hybridErr == nil {
+		return hybrid, id, nil
+	}
+	return root, 0, fmt.Errorf("cgroup root %s: %w: give the cgroup2 directory with --cgroup-root", root, err)
 }
 
 // cgroupID is the kernel's number of a cgroup2 directory: its inode.
