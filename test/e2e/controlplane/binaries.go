@@ -35,10 +35,11 @@ const (
 	Scheduler         Binary = "kube-scheduler"
 	KubeProxy         Binary = "kube-proxy"
 	Kubectl           Binary = "kubectl"
+	Kubelet           Binary = "kubelet"
 )
 
 // Needed are the programs that the tests run.
-var Needed = []Binary{Etcd, APIServer, ControllerManager, Scheduler, Kubectl}
+var Needed = []Binary{Etcd, APIServer, ControllerManager, Scheduler, Kubectl, Kubelet}
 
 // source says where a program comes from: its module's directory here, its
 // version and its package.
@@ -46,10 +47,10 @@ func (b Binary) source() (dir, version, pkg string, err error) {
 	switch b {
 	case Etcd:
 		return "etcd", EtcdVersion, "go.etcd.io/etcd/server/v3", nil
-	case APIServer, ControllerManager, Scheduler, KubeProxy, Kubectl:
+	case APIServer, ControllerManager, Scheduler, KubeProxy, Kubectl, Kubelet:
 		return "kubernetes", KubernetesVersion, "k8s.io/kubernetes/cmd/" + string(b), nil
 	}
-	return "", "", "", fmt.Errorf("no program %q here; there are etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubectl", b)
+	return "", "", "", fmt.Errorf("no program %q here; there are etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubectl, kubelet", b)
 }
 
 // CacheDir holds the built programs, a directory for each version:
