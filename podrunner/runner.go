@@ -317,15 +317,21 @@ func (r *Runner) OnSynced() {
 
 // Settle waits until the Pods that ran already when the Runner began, and were
 // told of before, have reported what their probes say: all were asked once. It
-// waits for at most that long, or until ctx ends.
-func (r *Runner) Settle(ctx context.Context, atMost time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, atMost)
-	defer cancel()
+// waits for at most that long after the runtime has told what runs, and for that
+// withoutRuntime; or until ctx ends.
+func (r *Runner) Settle(ctx context.Context, withoutRuntime, atMost time.Duration) {
+	timer := time.NewTimer(withoutRuntime)
+	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return
+	case <-timer.C:
+		r.log.Warn("the container runtime has not told yet what runs: no Pod counts as ready", "waited", withoutRuntime)
+		return
 	case <-r.ready:
 	}
+	ctx, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
 	for !r.settled() {
 		select {
 		case <-ctx.Done():

@@ -253,8 +253,12 @@ func (t *tee) OnSynced() {
 	t.pods.runner.OnSynced()
 }
 
-// settleAtMost bounds how long the kernel keeps what an earlier agent left in it.
-const settleAtMost = 10 * time.Second
+// How long the kernel keeps what an earlier agent left in it: until the runtime
+// answers, and then until the Pods that run have.
+const (
+	runtimeAtMost = time.Minute
+	settleAtMost  = 10 * time.Second
+)
 
 // OnHeld is asked by a directory, which does not know what is ready: until the
 // Pods that run were asked, the kernel stays as it is, so that a restart of the
@@ -264,7 +268,7 @@ func (t *tee) OnHeld() <-chan struct{} {
 	settled := make(chan struct{})
 	go func() {
 		defer close(settled)
-		t.pods.runner.Settle(t.ctx, settleAtMost)
+		t.pods.runner.Settle(t.ctx, runtimeAtMost, settleAtMost)
 	}()
 	return settled
 }

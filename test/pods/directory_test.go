@@ -32,7 +32,7 @@ func TestTheExampleRunsFromADirectory(t *testing.T) {
 		{"an edit of the ConfigMap reaches the answers", editTheConfigMap},
 		{"pods, logs and exec see them", lookAtThem},
 		{"a process that is killed is replaced, and the other Pod answers meanwhile", killOneProcess},
-		{"an agent that is killed disturbs nothing, and the next one goes on", killTheAgent},
+		{"an agent and a runtime that are killed disturb nothing, and the next ones go on", killBoth},
 		{"limits are changed without a restart", resize},
 		{"a stop disturbs nothing", stopAndStart},
 		{"a file that is removed ends its Pod and all of it", removeOnePod},
@@ -172,12 +172,17 @@ func killOneProcess(n *node) {
 	}
 }
 
-func killTheAgent(n *node) {
+func killBoth(n *node) {
 	before := ids(n.pods())
 	l := startLoad(serviceURL)
 	n.kill()
+	n.rt.Kill()                        // the runtime comes back after the agent
 	time.Sleep(300 * time.Millisecond) // nobody is there for a while
 	n.start()
+	n.until("the agent misses the runtime", func() bool { return strings.Contains(n.log(2000), "no container runtime yet") })
+	if err := n.rt.Launch(); err != nil {
+		n.Fatal(err)
+	}
 	n.await("both Pods are ready", bothReady)
 	n.edit("web.yaml", "message: salut", "message: hello")
 	n.answers("hello", "web-0", "web-1")
