@@ -253,6 +253,11 @@ func (r *Reader) Affinity() ([]dataplane.AffinityRow, error) {
 		if !ok {
 			return // the Service is gone, the entry will be evicted
 		}
+		// A Backend of before, or a Service's that had the number before.
+		var state bpf.FairleadBackendState
+		if err := r.maps["backend_states"].Lookup(e.Backend, &state); err != nil || state.Generation != e.Generation || e.Generation&1 == 0 {
+			return
+		}
 		rows = append(rows, dataplane.AffinityRow{
 			Service: name.service.String(), PortName: name.portName, Client: clientName(key.Client),
 			Backend: addrPort(e.BackendAddress, e.BackendPort), IdleSeconds: now - e.LastSeenSeconds,

@@ -328,6 +328,7 @@ func (p *prober) ask(svc *service, who string, to netip.AddrPort) {
 		pr.q.Client = s.addressOf(who)
 	}
 	pr.explain()
+	before := p.drops(pr.answer.Reason)
 	p.asked++
 	p.outcomes[string(pr.answer.Outcome)]++
 	switch pr.answer.Outcome {
@@ -350,6 +351,32 @@ func (p *prober) ask(svc *service, who string, to netip.AddrPort) {
 			pr.wrong("nobody's answer but that of "+to.String(), o)
 		}
 	}
+	// The kernel's own drops are not counted.
+	counted := pr.answer.Reason != "" && (pr.answer.Reason != "no_route" || p.Name == "ebpf")
+	if counted && p.drops(pr.answer.Reason) <= before {
+		pr.wrong("a drop for "+pr.answer.Reason+" that is counted", before)
+	}
+}
+
+// drops is how often something was not let through for a reason.
+func (p *prober) drops(reason string) (count uint64) {
+	p.t.Helper()
+	if reason == "" {
+		return 0
+	}
+	err := p.agent().thread.do(func() error {
+		_, rows, err := p.reader.Counters()
+		for _, row := range rows {
+			if row.Reason == reason {
+				count = row.Count
+			}
+		}
+		return err
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return count
 }
 
 // destination is one of the Service's Frontends, or something near them.
