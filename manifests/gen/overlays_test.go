@@ -42,9 +42,14 @@ func overlayNames(t *testing.T) (names []string) {
 
 // load renders an overlay, and decodes it by the types of the API. A field that
 // they do not have, or one given twice, is an error.
-func load(t *testing.T, name string) (o overlay) {
+func load(t *testing.T, name string) overlay {
 	t.Helper()
-	text, err := render(filepath.Join("../overlays", name))
+	return loadDir(t, filepath.Join("../overlays", name))
+}
+
+func loadDir(t *testing.T, name string) (o overlay) {
+	t.Helper()
+	text, err := render(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,6 +73,47 @@ func load(t *testing.T, name string) (o overlay) {
 		t.Fatalf("overlay %s has no DaemonSet or no configuration", name)
 	}
 	return o
+}
+
+// As the docs say: a kustomization of the operator's, with some of them.
+func TestComponentsCombine(t *testing.T) {
+	base, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dataplane := range []string{"", "nftables", "iptables", "ipvs"} {
+		for some := range 8 {
+			var components []string
+			for i, name := range []string{"metrics", "pods", "takeover"} {
+				if some&(1<<i) != 0 {
+					components = append(components, name)
+				}
+			}
+			if dataplane != "" {
+				components = append([]string{dataplane}, components...)
+			}
+			dir := t.TempDir()
+			to, err := filepath.Rel(dir, base)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k := "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [" + to + "/base]\ncomponents:\n"
+			for _, c := range components {
+				k += "- " + to + "/components/" + c + "\n"
+			}
+			if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(k), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			c := loadDir(t, dir).daemonSet.Spec.Template.Spec.Containers[0]
+			for _, want := range []struct {
+				component, arg string
+			}{{"metrics", "--metrics-auth=delegated"}, {"takeover", "--take-over"}, {dataplane, "--dataplane=" + dataplane}} {
+				if has := slices.Contains(c.Args, want.arg); want.component != "" && has != slices.Contains(components, want.component) {
+					t.Errorf("components %v: argument %s: %v in %v", components, want.arg, has, c.Args)
+				}
+			}
+		}
+	}
 }
 
 func TestAMisspeltFieldIsNoticed(t *testing.T) {
