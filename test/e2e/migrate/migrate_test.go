@@ -35,7 +35,7 @@ func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 	} {
 		t.Run(c.mode+" by "+c.dataplane, func(t *testing.T) {
 			w := newTown(t, c.mode, c.dataplane)
-			w.settleIn()
+			w.settleIn(c.mode == "nftables")
 			foreign := w.foreign()
 			proxy := w.start(kubeProxy, "--config", w.config)
 			w.serves(w.steady, "client", "outside")

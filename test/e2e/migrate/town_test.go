@@ -307,10 +307,16 @@ func (w *town) foreign() string {
 	return changing.ReplaceAllString(all.String(), "")
 }
 
-// settleIn makes rules of the kubelet and of others.
-func (w *town) settleIn() {
+// settleIn makes rules of the kubelet and of others. On a bare node none of them
+// has to do with conntrack: then nobody but the proxies keeps that at work.
+func (w *town) settleIn(bare bool) {
 	w.t.Helper()
-	for command, rules := range map[string]string{
+	if bare {
+		const hint = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n*filter\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n"
+		w.restore(map[string]string{"iptables-nft-restore": hint, "ip6tables-nft-restore": hint, "nft": "add table inet mine\nadd table ip mine\nadd chain ip mine kube-proxy\n"})
+		return
+	}
+	w.restore(map[string]string{
 		"iptables-nft-restore": `*mangle
 :KUBE-IPTABLES-HINT - [0:0]
 :KUBE-KUBELET-CANARY - [0:0]
@@ -330,7 +336,12 @@ COMMIT
 `,
 		"ip6tables-nft-restore": "*nat\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n*filter\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\n-A OUTPUT -j KUBE-FIREWALL\nCOMMIT\n",
 		"nft":                   "add table inet mine\nadd chain inet mine services { type filter hook forward priority 10; }\nadd rule inet mine services tcp dport 4711 drop\nadd table ip mine\nadd chain ip mine kube-proxy\n",
-	} {
+	})
+}
+
+func (w *town) restore(all map[string]string) {
+	w.t.Helper()
+	for command, rules := range all {
 		file := filepath.Join(w.dir, command)
 		if err := os.WriteFile(file, []byte(rules), 0o600); err != nil {
 			w.t.Fatal(err)
