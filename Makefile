@@ -109,7 +109,11 @@ e2e: image
 ## The image as an OCI tar, for amd64 and arm64, without a registry.
 image:
 	@mkdir -p $(BIN)
-	$(GO) run ./image -version $(VERSION) -o $(BIN)/fairlead-image.tar
+	$(GO) run ./image -name $(IMAGE) -version $(VERSION) -o $(BIN)/fairlead-image.tar
+
+## Known vulnerabilities in what the binary calls. Without a network: not checked.
+vuln:
+	.ci/vuln ./cmd/...
 
 ## The cluster of test/e2e/cluster under load, churn, kills and upgrades.
 soak:
