@@ -43,6 +43,10 @@ static __always_inline bool find_frontend(const struct address *a, __be16 port, 
 
 	if (draining)
 		return false;
+	/* The verifier of 5.10 does not see that what is read was written; and the
+	 * compiler, which does, must not see that this is never read. */
+	__builtin_memset(f, 0, sizeof(*f));
+	asm volatile("" : : "r"(f) : "memory");
 	key.address = *a;
 	key.port = port;
 	key.protocol = protocol;

@@ -15,6 +15,9 @@ static __always_inline struct trace_settings *get_trace(void)
 	__u32 zero = 0;
 	struct trace_settings *t = bpf_map_lookup_elem(&trace_listener, &zero);
 
+#ifdef FAIRLEAD_UNTRACED /* for BenchmarkTrace, which asks what tracing costs */
+	return 0;
+#endif
 	return t && t->until_seconds && t->until_seconds >= now_seconds() ? t : 0;
 }
 
