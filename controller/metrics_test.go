@@ -183,3 +183,13 @@ func TestProfilesAreServedOnlyWhereAskedFor(t *testing.T) {
 		}
 	}
 }
+
+func TestTheStatusPageIsServedOnlyWhereAskedFor(t *testing.T) {
+	for asked, want := range map[bool]int{false: http.StatusNotFound, true: http.StatusOK} {
+		a := newAgent(t, func(o *Options) { o.MetricsBindAddress, o.StatusPage = "127.0.0.1:0", asked })
+		code, body := get(t, a.metricsServer, "/status")
+		if code != want || asked != strings.Contains(body, "<h1>fairlead on n1</h1>") {
+			t.Errorf("status page %v: /status answers %d %.200s, want %d", asked, code, body, want)
+		}
+	}
+}
