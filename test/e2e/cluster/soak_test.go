@@ -20,7 +20,6 @@ import (
 	"github.com/vishvananda/netlink"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -35,6 +34,7 @@ type soak struct {
 	done   map[string]int // what was done how often
 	memory map[string][]int
 	number int
+	alive  []string      // names of the Services that come and go
 	absent time.Duration // the longest time without an agent on a node
 }
 
@@ -137,20 +137,24 @@ func (s *soak) run() {
 	}
 }
 
+// Of the Services that come and go there are between these two: what the agent
+// holds must stay the same.
+const fewest, most = 20, 40
+
 // changeServices makes a Service, or takes one away, of any of two selectors.
 func (s *soak) changeServices() error {
 	api := s.client.CoreV1().Services(s.namespace)
-	if s.number > 5 && s.random.IntN(2) == 0 {
-		err := api.Delete(s.Context(), fmt.Sprintf("churn-%d", s.random.IntN(s.number)), metav1.DeleteOptions{})
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
-		return err
+	if n := len(s.alive); n >= most || n >= fewest && s.random.IntN(2) == 0 {
+		i := s.random.IntN(n)
+		name := s.alive[i]
+		s.alive = slices.Delete(s.alive, i, i+1)
+		return api.Delete(s.Context(), name, metav1.DeleteOptions{})
 	}
 	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("churn-%d", s.number)}, Spec: corev1.ServiceSpec{
 		Type: corev1.ServiceTypeNodePort, IPFamilyPolicy: new(corev1.IPFamilyPolicyRequireDualStack),
 		Selector: map[string]string{"app": []string{"steady", "rolling"}[s.random.IntN(2)]}, Ports: []corev1.ServicePort{{Port: 8080}}}}
 	s.number++
+	s.alive = append(s.alive, service.Name)
 	_, err := api.Create(s.Context(), service, metav1.CreateOptions{})
 	return err
 }
@@ -256,15 +260,9 @@ func (s *soak) quiesce() {
 	if err := s.patchDeployment("rolling", `{"spec":{"replicas":3}}`); err != nil {
 		s.Fatal(err)
 	}
-	services, err := s.client.CoreV1().Services(s.namespace).List(s.Context(), metav1.ListOptions{})
-	if err != nil {
-		s.Fatal(err)
-	}
-	for _, service := range services.Items {
-		if strings.HasPrefix(service.Name, "churn-") {
-			if err := s.client.CoreV1().Services(s.namespace).Delete(context.Background(), service.Name, metav1.DeleteOptions{}); err != nil {
-				s.Error(err)
-			}
+	for _, name := range s.alive {
+		if err := s.client.CoreV1().Services(s.namespace).Delete(context.Background(), name, metav1.DeleteOptions{}); err != nil {
+			s.Error(err)
 		}
 	}
 	s.rolledOut("rolling")
