@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -141,21 +142,24 @@ func (m *migration) run(ctx context.Context, c *config.Configuration, log *slog.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	late := time.AfterFunc(m.patience+controllerGrace, cancel)
-	inForce := false
+	var inForce atomic.Bool
 	m.synced = func() {
 		late.Stop()
-		inForce = true
+		inForce.Store(true)
 		if !m.back {
 			cancel()
 		}
 	}
-	m.ended = cancel
+	m.ended = func() { // it can be before synced: then nothing was carried
+		inForce.Store(true)
+		cancel()
+	}
 	c.TakeOver = true
 	err = run(ctx, c, log, *m)
 	switch {
 	case err != nil:
 		return err
-	case !inForce:
+	case !inForce.Load():
 		return fmt.Errorf("not done within %v, and nothing was removed: no complete list of objects came, see the log", m.patience)
 	case m.back:
 		return m.gone(c)
