@@ -14,7 +14,7 @@ KERNEL_PACKAGES := ./bpf/... ./dataplane/ebpf ./dataplane/nftables ./dataplane/i
 POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/... ./test/pods ./image/... ./manifests/node
 PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|observe|bench|vm|pods)|image|manifests/node|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
 
-.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience observe vm e2e soak manifests vuln image bench bench-pods fuzz clean
+.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience observe vm e2e soak programs manifests vuln image bench bench-pods fuzz clean
 
 all: build
 
@@ -37,12 +37,10 @@ test: tools
 	$(MAKE) lint check-generated manifests vuln
 	$(MAKE) unit
 	$(MAKE) kernel
-	$(MAKE) pods
-	$(MAKE) conformance
+	.ci/beside $(BIN)/programs.log programs $(MAKE) pods conformance
 	$(MAKE) resilience
 	$(MAKE) observe
-	$(MAKE) e2e
-	$(MAKE) vm
+	.ci/beside $(BIN)/vm.log vm $(MAKE) e2e
 	$(MAKE) build && examples/demo.sh $(BIN)/fairlead $(BIN)/responder && examples/web-demo.sh $(BIN)/fairlead $(BIN)/responder
 	.ci/leftovers
 
@@ -57,7 +55,7 @@ lint:
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	cd test/e2e && $(GO) vet ./...
-	for f in examples/*.sh .ci/run .ci/install .ci/leftovers .ci/vuln; do bash -n "$$f" || exit 1; done
+	for f in examples/*.sh .ci/run .ci/install .ci/leftovers .ci/beside .ci/vuln; do bash -n "$$f" || exit 1; done
 	@bad=$$(git grep -l 'k8s.io/kubernetes' -- '*.go' go.mod ':!test/e2e'); [ -z "$$bad" ] || { echo "the main module imports k8s.io/kubernetes: $$bad"; exit 1; }
 
 generate:
@@ -103,8 +101,12 @@ manifests:
 ## Against a real control plane, built as Go modules and cached; test/e2e/cluster
 ## with nodes that run Pods. One package after another: each has the machine.
 ## In namespaces without a way out: what is downloaded is downloaded before.
-e2e: image
-	cd test/e2e && $(GO) run ./cmd/build-controlplane && $(GO) test -timeout 30m -p 1 ./...
+e2e: image programs
+	cd test/e2e && $(GO) test -timeout 30m -p 1 ./...
+
+## Those of the control plane: the first time takes a quarter of an hour.
+programs:
+	cd test/e2e && $(GO) run ./cmd/build-controlplane
 
 ## The image as an OCI tar, for amd64 and arm64, without a registry.
 image:
@@ -116,8 +118,8 @@ vuln:
 	.ci/vuln ./cmd/...
 
 ## The cluster of test/e2e/cluster under load, churn, kills and upgrades.
-soak:
-	cd test/e2e && $(GO) run ./cmd/build-controlplane && FAIRLEAD_SOAK=$${FAIRLEAD_SOAK:-20m} $(GO) test -timeout 60m -count 1 -v -run 'TestSoak$$' ./cluster
+soak: programs
+	cd test/e2e && FAIRLEAD_SOAK=$${FAIRLEAD_SOAK:-20m} $(GO) test -timeout 60m -count 1 -v -run 'TestSoak$$' ./cluster
 
 bench: build
 	$(GO) run ./test/bench -fairlead $(BIN)/fairlead

@@ -39,7 +39,7 @@ const (
 )
 
 // Needed are the programs that the tests run.
-var Needed = []Binary{Etcd, APIServer, ControllerManager, Scheduler, Kubectl, Kubelet}
+var Needed = []Binary{Etcd, APIServer, ControllerManager, Scheduler, KubeProxy, Kubectl, Kubelet}
 
 // source says where a program comes from: its module's directory here, its
 // version and its package.
