@@ -70,8 +70,11 @@ func (p *prober) ask(svc *service, who string, to netip.AddrPort) {
 	// node itself to unknown ports among those for no_backends.
 	counted := pr.answer.Reason != "" && (pr.answer.Reason != "no_route" || p.Name == "ebpf") &&
 		(pr.answer.Reason != "unknown_port" || p.Name != "iptables" || who != "host1" || s.protocol == "TCP")
-	if counted && p.drops(pr.answer.Reason) <= before {
-		pr.wrong("a drop for "+pr.answer.Reason+" that is counted", before)
+	for again := 0; counted && p.drops(pr.answer.Reason) <= before; again++ {
+		if again == 10 {
+			pr.wrong("a drop for "+pr.answer.Reason+" that is counted", before)
+		}
+		pr.send(1) // a busy machine: it may have waited for a neighbour's address longer than silence does
 	}
 }
 
