@@ -133,7 +133,6 @@ func (l *load) server(r *record) netip.AddrPort { return l.Server(r) }
 
 // What test/internal/traffic has.
 type (
-	mode       = traffic.Mode
 	stream     = traffic.Stream
 	loadPlan   = traffic.Plan
 	loadReport = traffic.Report
