@@ -7,6 +7,9 @@ BIN := bin
 IMAGE ?= fairlead:dev
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X main.version=$(VERSION)
+# gRPC's tracing is a page made by html/template, which has the linker keep
+# every method there is: 28 MB of them, in the file and in memory.
+export GOFLAGS := $(GOFLAGS) -tags=grpcnotrace
 CLANG_FORMAT ?= clang-format-19
 # Packages whose tests spend their time in the kernel, which is too slow under
 # the race detector; those of the pod runner that need containerd; the rest.

@@ -152,7 +152,7 @@ func (b *bench) build(ctx context.Context) error {
 		return err
 	}
 	b.fairlead = filepath.Join(b.lab.root, "fairlead")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", b.fairlead, "fairlead.dev/cmd/fairlead")
+	cmd := exec.CommandContext(ctx, "go", "build", "-tags", "grpcnotrace", "-trimpath", "-ldflags", "-s -w", "-o", b.fairlead, "fairlead.dev/cmd/fairlead")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build fairlead (or give -fairlead FILE): %w\n%s", err, out)

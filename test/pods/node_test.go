@@ -44,7 +44,7 @@ var programs = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	for _, args := range [][]string{
-		{"build", "-o", dir + "/", "./cmd/fairlead", "./examples/responder", "./examples/image"},
+		{"build", "-tags", "grpcnotrace", "-o", dir + "/", "./cmd/fairlead", "./examples/responder", "./examples/image"},
 	} {
 		cmd := exec.Command("go", args...)
 		cmd.Dir = "../.."

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"testing"
+)
+
+// Who calls a method by a name that is only known at run time, as
+// text/template does, has the linker keep every method of every type. The
+// binary, and the memory of each agent, grows by more than half.
+func TestNothingInTheBinaryCallsMethodsByName(t *testing.T) {
+	cmd := exec.Command("go", "build", "-tags", "grpcnotrace", "-trimpath", "-ldflags", "-s -w -dumpdep", "-o", filepath.Join(t.TempDir(), "fairlead"), "./cmd/fairlead")
+	cmd.Dir, cmd.Env = "..", append(cmd.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+runtime.GOARCH)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%.2000s", err, out)
+	}
+	callers := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^(\S+) <ReflectMethod> ->`).FindAllSubmatch(out, -1) {
+		callers[string(m[1])] = true
+	}
+	if len(callers) > 0 {
+		t.Errorf("methods are called by name in %v: who imports it?", callers)
+	}
+}
