@@ -105,7 +105,7 @@ manifests:
 ## with nodes that run Pods. One package after another: each has the machine.
 ## In namespaces without a way out: what is downloaded is downloaded before.
 e2e: image programs
-	cd test/e2e && $(GO) test -timeout 30m -p 1 ./...
+	cd test/e2e && $(GO) test -count 1 -timeout 30m -p 1 ./...
 
 ## Those of the control plane: the first time takes a quarter of an hour.
 programs:

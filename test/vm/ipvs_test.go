@@ -21,10 +21,11 @@ var (
 	// kubeProxyModules are those of kube-proxy's ipvs mode.
 	kubeProxyModules = []string{"ip_set_hash_ipport", "ip_set_bitmap_port"}
 
-	ipvsPassed = regexp.MustCompile(`(?m)^ipvs: [1-9]\d* passed, 0 failed, `)
-	ipvsDumped = regexp.MustCompile(`(?m)^ *--- PASS: TestEveryDataplaneDumpsTheSameTable/ipvs `)
-	ipvsGone   = regexp.MustCompile(`(?m)^--- PASS: TestOfIPVSOnlyKubeProxysIsRemovedOnceItsConnectionsHaveEnded `)
-	ipvsOwn    = regexp.MustCompile(`(?m)^--- PASS: TestKernelFollowsAnyChangeAndSurvivesAnyRestart `)
+	ipvsPassed    = regexp.MustCompile(`(?m)^ipvs: [1-9]\d* passed, 0 failed, `)
+	ipvsDumped    = regexp.MustCompile(`(?m)^ *--- PASS: TestEveryDataplaneDumpsTheSameTable/ipvs `)
+	ipvsGone      = regexp.MustCompile(`(?m)^--- PASS: TestOfIPVSOnlyKubeProxysIsRemovedOnceItsConnectionsHaveEnded `)
+	ipvsExplained = regexp.MustCompile(`(?m)^ *--- PASS: TestExplainAgreesWithPackets/ipvs `)
+	ipvsOwn       = regexp.MustCompile(`(?m)^--- PASS: TestKernelFollowsAnyChangeAndSurvivesAnyRestart `)
 )
 
 // ipvsRuns are what is played in every run of the tests; ipvsTable is the whole
@@ -34,6 +35,7 @@ var (
 		{"own tests", Debian12, "fairlead.dev/dataplane/ipvs", ".", "", ipvsModules, ipvsOwn},
 		{"dump", Debian12, "fairlead.dev/test/conformance", "TestEveryDataplaneDumpsTheSameTable/ipvs", "", ipvsModules, ipvsDumped},
 		{"what kube-proxy left", Debian12, "fairlead.dev/migrate", "IPVS", "", slices.Concat(ipvsModules, kubeProxyModules), ipvsGone},
+		{"explain", Debian12, "fairlead.dev/test/conformance", "TestExplainAgreesWithPackets/ipvs", "", ipvsModules, ipvsExplained},
 		{"one variant of each case", Debian12, "fairlead.dev/test/conformance", "TestIPVSTreats", "one", ipvsModules, ipvsPassed},
 	}
 	ipvsTable = []run{
@@ -49,7 +51,7 @@ func TestIPVSOnDebiansKernel(t *testing.T) {
 	case "":
 		t.Skip("FAIRLEAD_KERNEL_MATRIX is not set")
 	case "whole":
-		playAll(t, slices.Concat(ipvsRuns[:3], ipvsTable))
+		playAll(t, slices.Concat(ipvsRuns[:4], ipvsTable))
 	default:
 		playAll(t, ipvsRuns)
 	}
