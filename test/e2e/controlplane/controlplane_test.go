@@ -84,7 +84,7 @@ func TestMissingBinariesAreNamedWithTheRemedy(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "go run ./cmd/build-controlplane") {
 		t.Errorf("error %v, want the remedy", err)
 	}
-	if err := Build(t.Context(), io.Discard, "kubelet"); err == nil || !strings.Contains(err.Error(), `"kubelet"`) {
+	if err := Build(t.Context(), io.Discard, "kubeadm"); err == nil || !strings.Contains(err.Error(), `"kubeadm"`) {
 		t.Errorf("error %v, want one that names the program", err)
 	}
 }
