@@ -252,6 +252,7 @@ func (d *Dataplane) apply(c dataplane.Change) (changed int, err error) {
 	} else if err != nil {
 		return changed, err
 	}
+	d.shadow.ranges.release(d.shadow.ranges.now().Add(-quarantine))
 	d.slotsUsed.Store(d.shadow.ranges.used)
 	if d.sweepWanted != 0 {
 		d.sweeper.soon(d.sweepWanted)

@@ -188,6 +188,30 @@ func TestDriftIsRepairedAndCounted(t *testing.T) {
 	l.holds(tab)
 }
 
+func TestFreedSlotsAreNotCountedForEver(t *testing.T) {
+	l := newLab(t)
+	d := l.open()
+	ctx := context.Background()
+	if _, err := d.Sync(ctx, table(clusterIP("a", "10.96.0.1:80", dataplane.TCP, backends("10.244.1.1:80", "10.244.1.2:80")...))); err != nil {
+		t.Fatal(err)
+	}
+	if n := d.slotsUsed.Load(); n != 2 {
+		t.Fatalf("%d slots are in use, want 2", n)
+	}
+	if _, err := d.Sync(ctx, table()); err != nil {
+		t.Fatal(err)
+	}
+	for i := range d.shadow.ranges.aging {
+		d.shadow.ranges.aging[i].freed = time.Now().Add(-time.Minute)
+	}
+	if _, err := d.Sync(ctx, table()); err != nil {
+		t.Fatal(err)
+	}
+	if n := d.slotsUsed.Load(); n != 0 {
+		t.Errorf("%d slots are in use a minute after the last Service went, want 0", n)
+	}
+}
+
 // The programs look twice at what is being switched (bpf/switch_test.go).
 func TestProgramsAreToldWhenFrontendsAreSwitched(t *testing.T) {
 	l := newLab(t)
