@@ -65,10 +65,21 @@ func (e *exits) watch(pod types.UID, parent, id string) {
 		e.mu.Lock()
 		e.containers[path] = ofPod{pod, id}
 		e.mu.Unlock()
-		if err := e.fs.Add(path); err == nil && empty(path) {
+		if err := e.fs.Add(path); err != nil {
+			e.mu.Lock()
+			delete(e.containers, path)
+			e.mu.Unlock()
+		} else if empty(path) {
 			e.tell(path)
 		}
 	}
+}
+
+// watched is how many containers will be heard of.
+func (e *exits) watched() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.containers)
 }
 
 // run tells until ctx ends.

@@ -12,14 +12,18 @@ import (
 
 	"fairlead.dev/podrunner/cri"
 	"fairlead.dev/podrunner/objects"
+	"fairlead.dev/podrunner/podstatus"
 )
 
 const (
 	// fastest is how often the runtime is asked right after something happened.
 	// From there on the pace slows down with the time that has passed.
 	fastest = 100 * time.Millisecond
-	// withEvents is how often it is asked where it tells by itself.
+	// withEvents is how often it is asked where it tells by itself, and
+	// withExits where the kernel tells of the end of each container: what is
+	// left is what others do to the runtime.
 	withEvents = 10 * time.Second
+	withExits  = 3 * time.Second
 	// upkeep is how often volumes are refreshed and remains looked for.
 	upkeep = time.Minute
 )
@@ -39,8 +43,11 @@ func (r *Runner) poke() {
 // something last happened.
 func (r *Runner) pause(events bool) time.Duration {
 	most := r.o.Relist
-	if events {
+	switch {
+	case events:
 		most = max(most, withEvents)
+	case r.exits.watched() >= r.running():
+		most = max(most, withExits)
 	}
 	quiet := time.Since(time.Unix(0, r.hurry.Load()))
 	return min(max(quiet/10, fastest), most)
@@ -82,6 +89,20 @@ func (r *Runner) relist(ctx context.Context) {
 		}
 		timer.Reset(r.pause(r.eventsOn.Load()))
 	}
+}
+
+// running is how many containers ran when the runtime was last asked.
+func (r *Runner) running() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range r.listed {
+		for _, c := range l.Items {
+			if c.SandboxID != "" && c.State == podstatus.Running {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 func (r *Runner) wakeAll() {

@@ -236,11 +236,12 @@ func (g *rig) status(key types.NamespacedName) corev1.PodStatus {
 // await waits for a status.
 func (g *rig) await(key types.NamespacedName, what string, cond func(s *corev1.PodStatus) bool) corev1.PodStatus {
 	g.t.Helper()
+	var s corev1.PodStatus // that which was awaited: the next may have come since
 	g.until(key.Name+": "+what, patience, func() bool {
-		s := g.status(key)
+		s = g.status(key)
 		return cond(&s)
 	})
-	return g.status(key)
+	return s
 }
 
 func ready(s *corev1.PodStatus) bool { return condition(s, corev1.PodReady) == corev1.ConditionTrue }
