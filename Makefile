@@ -40,7 +40,8 @@ test: tools
 	$(MAKE) lint check-generated manifests vuln
 	$(MAKE) unit
 	$(MAKE) kernel
-	.ci/beside $(BIN)/programs.log programs $(MAKE) pods conformance
+	.ci/beside $(BIN)/programs.log programs $(MAKE) pods
+	$(MAKE) conformance
 	$(MAKE) resilience
 	$(MAKE) observe
 	.ci/beside $(BIN)/vm.log vm $(MAKE) e2e
