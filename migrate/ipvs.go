@@ -5,16 +5,15 @@ package migrate
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 
 	mobyipvs "github.com/moby/ipvs"
-	"github.com/sirupsen/logrus"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/dataplane/ipvs"
 )
 
 // ipvsDevice is the dummy device on which kube-proxy's ipvs mode puts the
@@ -108,23 +107,12 @@ func (s *ipvsState) findSets() (map[nodePort]bool, error) {
 	return ports, nil
 }
 
-var quietly sync.Once
-
-// withIPVS runs f with a handle, in the calling thread's network namespace.
+// withIPVS runs f with a handle, in the calling thread's network namespace:
+// kube-ipvs0 is there, so the module is.
 func withIPVS(f func(*mobyipvs.Handle) error) error {
-	quietly.Do(func() {
-		// Its first call runs modprobe, and warns where that is not installed:
-		// kube-ipvs0 is there, so the module is.
-		was := logrus.StandardLogger().Out
-		logrus.SetOutput(io.Discard)
-		defer logrus.SetOutput(was)
-		if h, err := mobyipvs.New(""); err == nil {
-			h.Close()
-		}
-	})
-	h, err := mobyipvs.New("")
+	h, err := ipvs.OpenHandle()
 	if err != nil {
-		return fmt.Errorf("open IPVS: %w", err)
+		return err
 	}
 	defer h.Close()
 	return f(h)

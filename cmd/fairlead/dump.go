@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"fairlead.dev/controller/config"
 	"fairlead.dev/dataplane"
@@ -53,8 +54,7 @@ func newDumpCommand() *cobra.Command {
 	}
 	addOutputFlag(cmd, &output, dumpFormats...)
 	f := cmd.Flags()
-	f.StringVarP(&filter.namespace, "namespace", "n", "", "Services of this namespace only")
-	f.StringVar(&filter.name, "service", "", "this Service only, NAME or NAMESPACE/NAME")
+	filter.addFlags(f)
 	f.StringVar(&c.BPFFS, "bpffs", c.BPFFS, "mount of bpffs in which the agent pins its maps")
 	f.StringVar(&c.Dataplane, "dataplane", c.Dataplane, "whose state to read: auto (what is in force), ebpf, nftables, iptables or ipvs")
 	return cmd
@@ -110,6 +110,11 @@ func dump(w io.Writer, r dataplane.Reader, name, subject, format string, filter 
 
 // serviceFilter chooses rows by their Service. The zero value takes all.
 type serviceFilter struct{ namespace, name string }
+
+func (f *serviceFilter) addFlags(flags *pflag.FlagSet) {
+	flags.StringVarP(&f.namespace, "namespace", "n", "", "Services of this namespace only")
+	flags.StringVar(&f.name, "service", "", "this Service only, NAME or NAMESPACE/NAME")
+}
 
 // check splits NAMESPACE/NAME.
 func (f *serviceFilter) check() error {

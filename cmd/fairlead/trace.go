@@ -73,8 +73,7 @@ with the others the kernel's conntrack does, which knows of new flows only.`,
 	}
 	addOutputFlag(cmd, &output, traceFormats...)
 	f := cmd.Flags()
-	f.StringVarP(&filter.namespace, "namespace", "n", "", "Services of this namespace only")
-	f.StringVar(&filter.name, "service", "", "this Service only, NAME or NAMESPACE/NAME")
+	filter.addFlags(f)
 	f.BoolVar(&o.OnlyDrops, "drops", false, "only what is refused or dropped")
 	f.BoolVar(&o.KnownFlows, "known-flows", false, "each packet of flows that are known, too (ebpf's packet path)")
 	f.Uint32Var(&o.PerSecond, "rate", 1000, "decisions printed a second at most; how many more there were is said at the end")

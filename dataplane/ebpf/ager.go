@@ -107,10 +107,12 @@ func (t Timeouts) of(p dataplane.Protocol, flags uint8) time.Duration {
 }
 
 // monotonicSeconds is the programs' clock: bpf_ktime_get_ns is CLOCK_MONOTONIC.
-func monotonicSeconds() uint32 {
+func monotonicSeconds() uint32 { return uint32(monotonicNanoseconds() / 1e9) }
+
+func monotonicNanoseconds() int64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
 		return 0
 	}
-	return uint32(ts.Sec)
+	return ts.Nano()
 }

@@ -105,9 +105,6 @@ func (t *Tracer) Trace(ctx context.Context, o dataplane.TraceOptions, each func(
 	}
 	defer unix.Munmap(mem)
 	lostNow := func() uint64 { return atomic.LoadUint64(&sliceOf[bpf.FairleadTraceCount](mem, 1)[0].Lost) }
-	if err := t.choose(o); err != nil {
-		return 0, err
-	}
 	if err := drainTrace(in); err != nil {
 		return 0, err
 	}
@@ -269,12 +266,4 @@ func tracedAddress(a bpf.FairleadAddress, port uint16) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(address, swap16(port))
-}
-
-func monotonicNanoseconds() int64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return 0
-	}
-	return ts.Nano()
 }

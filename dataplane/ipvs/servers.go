@@ -33,13 +33,11 @@ type kernel struct {
 
 var quiet sync.Once
 
-func openKernel(m marks) (*kernel, error) {
-	if err := haveIPVS(); err != nil {
-		return nil, err
-	}
+// OpenHandle opens IPVS of the calling thread's network namespace. Close it.
+func OpenHandle() (*mobyipvs.Handle, error) {
 	quiet.Do(func() {
 		// Its first call runs modprobe, and warns where that is not installed:
-		// it was not needed.
+		// who comes here knows that the module is there.
 		was := logrus.StandardLogger().Out
 		logrus.SetOutput(io.Discard)
 		defer logrus.SetOutput(was)
@@ -50,6 +48,17 @@ func openKernel(m marks) (*kernel, error) {
 	h, err := mobyipvs.New("")
 	if err != nil {
 		return nil, fmt.Errorf("open IPVS: %w", err)
+	}
+	return h, nil
+}
+
+func openKernel(m marks) (*kernel, error) {
+	if err := haveIPVS(); err != nil {
+		return nil, err
+	}
+	h, err := OpenHandle()
+	if err != nil {
+		return nil, err
 	}
 	return &kernel{handle: h, marks: m}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 
 	"golang.org/x/sys/unix"
 )
@@ -95,32 +96,52 @@ func (s *socket) send(command uint8, flags uint16, family uint8, attributes []by
 // split walks the messages of one datagram and reports whether the answer to
 // the last request is complete.
 func (s *socket) split(b []byte, each func(payload []byte)) (done bool, err error) {
-	for len(b) >= unix.NLMSG_HDRLEN {
-		size := int(binary.NativeEndian.Uint32(b))
-		if size < unix.NLMSG_HDRLEN || size > len(b) {
-			return true, fmt.Errorf("netfilter sent a message of %d bytes in %d", size, len(b))
-		}
-		kind := binary.NativeEndian.Uint16(b[4:])
-		mine := binary.NativeEndian.Uint32(b[8:]) == s.seq // else the rest of one that was given up
-		payload := b[unix.NLMSG_HDRLEN:size]
-		b = b[min(len(b), (size+3)&^3):]
-		if !mine {
+	for m := range messages(b) {
+		switch {
+		case m.header == nil:
+			return true, fmt.Errorf("netfilter sent a message of %d bytes in %d", m.size, len(m.payload))
+		case binary.NativeEndian.Uint32(m.header[8:]) != s.seq: // the rest of an answer that was given up
 			continue
 		}
-		switch kind {
+		switch binary.NativeEndian.Uint16(m.header[4:]) {
 		case unix.NLMSG_ERROR, unix.NLMSG_DONE:
-			if len(payload) < 4 {
+			if len(m.payload) < 4 {
 				return true, nil
 			}
-			if code := int32(binary.NativeEndian.Uint32(payload)); code < 0 {
+			if code := int32(binary.NativeEndian.Uint32(m.payload)); code < 0 {
 				return true, unix.Errno(-code)
 			}
 			return true, nil
 		default:
 			if each != nil {
-				each(payload)
+				each(m.payload)
 			}
 		}
 	}
 	return false, nil
+}
+
+// message is one of a datagram's. Without a header it is what is left when a
+// message claims a size that cannot be.
+type message struct {
+	header, payload []byte
+	size            int
+}
+
+// messages walks the messages of one datagram (struct nlmsghdr, linux/netlink.h).
+func messages(b []byte) iter.Seq[message] {
+	return func(yield func(message) bool) {
+		for len(b) >= unix.NLMSG_HDRLEN {
+			size := int(binary.NativeEndian.Uint32(b))
+			if size < unix.NLMSG_HDRLEN || size > len(b) {
+				yield(message{payload: b, size: size})
+				return
+			}
+			m := message{b[:unix.NLMSG_HDRLEN], b[unix.NLMSG_HDRLEN:size], size}
+			b = b[min(len(b), (size+3)&^3):]
+			if !yield(m) {
+				return
+			}
+		}
+	}
 }

@@ -4,7 +4,6 @@ package netfilter
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -67,7 +66,7 @@ func (t *Tracer) Trace(ctx context.Context, o dataplane.TraceOptions, each func(
 	if err := unix.SetsockoptTimeval(t.s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 200_000}); err != nil {
 		return 0, fmt.Errorf("set up netfilter netlink socket: %w", err)
 	}
-	names := &tracedNames{rows: t.rows}
+	names := &tracedNames{rows: t.rows, lookup: Lookup(nil)}
 	bound := rateBound{perSecond: o.PerSecond}
 	for ctx.Err() == nil {
 		n, _, err := unix.Recvfrom(t.s.fd, t.s.in, 0)
@@ -82,18 +81,16 @@ func (t *Tracer) Trace(ctx context.Context, o dataplane.TraceOptions, each func(
 		}
 		now := time.Now()
 		eachNewFlow(t.s.in[:n], func(f *flow) {
-			name, err2 := names.of(f.frontend(), now)
-			if err2 != nil {
-				err = err2
-			}
-			if name == nil || o.Wants != nil && !o.Wants(name.service, name.portName) {
+			service, portName, ok, readErr := names.of(f.frontend(), now)
+			err = errors.Join(err, readErr)
+			if !ok || !asked(o, service, portName) {
 				return
 			}
 			if !bound.passes(now) {
 				lost++
 				return
 			}
-			each(decisionOf(f, name, now))
+			each(decisionOf(f, service, portName, now))
 		})
 		if err != nil {
 			return lost, err
@@ -102,28 +99,30 @@ func (t *Tracer) Trace(ctx context.Context, o dataplane.TraceOptions, each func(
 	return lost, nil
 }
 
+// asked: decisions of this Service port are wanted.
+func asked(o dataplane.TraceOptions, service, portName string) bool {
+	if o.Wants == nil {
+		return true
+	}
+	name, err := dataplane.ParseServiceName(service)
+	return err == nil && o.Wants(name, portName)
+}
+
 // eachNewFlow decodes the events of one datagram.
 func eachNewFlow(b []byte, each func(*flow)) {
 	var f flow
-	for len(b) >= unix.NLMSG_HDRLEN {
-		size := int(binary.NativeEndian.Uint32(b))
-		if size < unix.NLMSG_HDRLEN || size > len(b) {
-			return
-		}
-		subsystem := b[5]
-		payload := b[unix.NLMSG_HDRLEN:size]
-		b = b[min(len(b), (size+3)&^3):]
-		if subsystem == unix.NFNL_SUBSYS_CTNETLINK && decode(payload, &f) {
+	for m := range messages(b) {
+		if m.header != nil && m.header[5] == unix.NFNL_SUBSYS_CTNETLINK && decode(m.payload, &f) {
 			each(&f)
 		}
 	}
 }
 
-func decisionOf(f *flow, name *tracedName, now time.Time) dataplane.Decision {
+func decisionOf(f *flow, service, portName string, now time.Time) dataplane.Decision {
 	d := dataplane.Decision{
 		Time: now, Kind: dataplane.DecisionNew, Path: "netfilter", Protocol: f.orig.protocol.String(),
 		Client: f.orig.from, Frontend: f.orig.to,
-		Service: name.service.String(), PortName: name.portName, Masquerade: f.reply.to.Addr() != f.orig.from.Addr(),
+		Service: service, PortName: portName, Masquerade: f.reply.to.Addr() != f.orig.from.Addr(),
 	}
 	if f.backend() != f.orig.to {
 		d.Backend = f.backend()
@@ -131,43 +130,27 @@ func decisionOf(f *flow, name *tracedName, now time.Time) dataplane.Decision {
 	return d
 }
 
-type tracedName struct {
-	service  dataplane.ServiceName
-	portName string
-}
-
 // tracedNames knows whose Frontends are, and reads the rule table again for one
 // that it does not know: most flows of a node are no Service's, so reading has
 // a twentieth of the time.
 type tracedNames struct {
-	rows func() ([]dataplane.Row, error)
-	next time.Time // not read again before
-	by   map[dataplane.FrontendKey]*tracedName
+	rows   func() ([]dataplane.Row, error)
+	next   time.Time // not read again before
+	lookup func(dataplane.FrontendKey) (name, portName string, ok bool)
 }
 
-func (n *tracedNames) of(k dataplane.FrontendKey, now time.Time) (*tracedName, error) {
-	if name := n.by[k]; name != nil || now.Before(n.next) {
-		return name, nil
+func (n *tracedNames) of(k dataplane.FrontendKey, now time.Time) (service, portName string, ok bool, err error) {
+	if service, portName, ok = n.lookup(k); ok || now.Before(n.next) {
+		return service, portName, ok, nil
 	}
 	rows, err := n.rows()
 	if err != nil {
-		return nil, err
+		return "", "", false, err
 	}
 	n.next = now.Add(max(time.Second, 20*time.Since(now)))
-	n.by = make(map[dataplane.FrontendKey]*tracedName, len(rows))
-	for i := range rows {
-		r := &rows[i]
-		p, err := dataplane.ParseProtocol(r.Protocol)
-		if err != nil {
-			continue
-		}
-		service, err := dataplane.ParseServiceName(r.Service)
-		if err != nil {
-			continue
-		}
-		n.by[dataplane.FrontendKey{Address: r.Address, Port: r.Port, Protocol: p}] = &tracedName{service, r.PortName}
-	}
-	return n.by[k], nil
+	n.lookup = Lookup(rows)
+	service, portName, ok = n.lookup(k)
+	return service, portName, ok, nil
 }
 
 // rateBound lets so many a second pass.

@@ -44,18 +44,24 @@ func buildGuest() ([]byte, error) {
 	return os.ReadFile(out)
 }
 
-// ImageTar is an archive, as `docker save` writes it, of one layer with the
-// guest at /guest and a /tmp that all may write to, under the name given.
+// ImageTar is an archive, as ProgramTar makes it, with the guest at /guest under
+// the name given.
 func ImageTar(name string) ([]byte, error) {
 	binary, err := guest()
 	if err != nil {
 		return nil, err
 	}
+	return ProgramTar(name, "guest", binary, "FROM_IMAGE=yes")
+}
+
+// ProgramTar is an archive, as `docker save` writes it, of one layer with a
+// program at /PROGRAM, which is the entrypoint, and a /tmp that all may write to.
+func ProgramTar(name, program string, binary []byte, env ...string) ([]byte, error) {
 	layer, err := tarOf(
-		entry{&tar.Header{Name: "guest", Mode: 0o755}, binary},
+		entry{&tar.Header{Name: program, Mode: 0o755}, binary},
 		entry{&tar.Header{Name: "tmp/", Mode: 0o1777, Typeflag: tar.TypeDir}, nil},
 		entry{&tar.Header{Name: "etc/", Mode: 0o755, Typeflag: tar.TypeDir}, nil},
-		entry{&tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/:/guest\nnobody:x:65534:65534::/:/guest\n")},
+		entry{&tar.Header{Name: "etc/passwd", Mode: 0o644}, fmt.Appendf(nil, "root:x:0:0::/:/%s\nnobody:x:65534:65534::/:/%[1]s\n", program)},
 		entry{&tar.Header{Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\nnobody:x:65534:\n")},
 	)
 	if err != nil {
@@ -64,7 +70,7 @@ func ImageTar(name string) ([]byte, error) {
 	sum := sha256.Sum256(layer)
 	config, err := json.Marshal(map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Entrypoint": []string{"/guest"}, "Env": []string{"PATH=/", "FROM_IMAGE=yes"}},
+		"config": map[string]any{"Entrypoint": []string{"/" + program}, "Env": append([]string{"PATH=/"}, env...)},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(sum[:])}},
 	})
 	if err != nil {

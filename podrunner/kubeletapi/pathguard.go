@@ -26,27 +26,40 @@ type PathGuard struct {
 // Wrap puts the guard before a handler that answers GET and HEAD.
 func (g *PathGuard) Wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if p := r.URL.Path; r.URL.RawPath != "" || (path.Clean(p) != p && path.Clean(p)+"/" != p) {
-			http.Error(w, "malformed path", http.StatusBadRequest)
-			return
-		}
-		r = r.WithContext(klog.NewContext(r.Context(), logr.Discard()))
-		user, err := g.Authenticate(r)
-		if err != nil {
-			g.Logger.Debug("request of nobody known", "from", r.RemoteAddr, "path", r.URL.Path, "err", err)
-			http.Error(w, "Unauthorized", http.StatusUnauthorized)
+		r, user, ok := identify(w, r, g.Authenticate, g.Logger)
+		if !ok {
 			return
 		}
 		verb, _ := attributes(r)
-		ok, err := g.Authorize(r.Context(), Access{User: user, Verb: verb, Path: r.URL.Path})
+		allowed, err := g.Authorize(r.Context(), Access{User: user, Verb: verb, Path: r.URL.Path})
 		switch {
 		case err != nil:
 			g.Logger.Warn("cannot ask whether a request is allowed", "user", user.Name, "path", r.URL.Path, "err", err)
 			http.Error(w, fmt.Sprintf("Authorization error (user=%s, verb=%s, path=%s)", user.Name, verb, r.URL.Path), http.StatusInternalServerError)
-		case !ok:
+		case !allowed:
 			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, path=%s)", user.Name, verb, r.URL.Path), http.StatusForbidden)
 		default:
 			next.ServeHTTP(w, r)
 		}
 	})
+}
+
+// identify says who asks, or answers and gives false. The request that it gives
+// is the one to go on with.
+func identify(w http.ResponseWriter, r *http.Request, authenticate func(*http.Request) (User, error), log *slog.Logger) (*http.Request, User, bool) {
+	// What is authorized by its path must be what is served: no path of these
+	// servers needs an escape or a dot.
+	if p := r.URL.Path; r.URL.RawPath != "" || (path.Clean(p) != p && path.Clean(p)+"/" != p) {
+		http.Error(w, "malformed path", http.StatusBadRequest)
+		return r, User{}, false
+	}
+	// What libraries would log of each request is said here, where it matters.
+	r = r.WithContext(klog.NewContext(r.Context(), logr.Discard()))
+	user, err := authenticate(r)
+	if err != nil {
+		log.Debug("request of nobody known", "from", r.RemoteAddr, "path", r.URL.Path, "err", err)
+		http.Error(w, "Unauthorized", http.StatusUnauthorized)
+		return r, User{}, false
+	}
+	return r, user, true
 }

@@ -16,15 +16,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"path"
 	"strings"
 	"time"
 
-	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/klog/v2"
 )
 
 // Runtime is what is asked of the container runtime; cri-client's
@@ -156,18 +153,8 @@ func (s *Server) routes() http.Handler {
 // guard lets only those in who may do what they ask.
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// What is authorized by its path must be what is served: no path of this
-		// API needs an escape or a dot.
-		if p := r.URL.Path; r.URL.RawPath != "" || (path.Clean(p) != p && path.Clean(p)+"/" != p) {
-			http.Error(w, "malformed path", http.StatusBadRequest)
-			return
-		}
-		// What libraries would log of each request is said here, where it matters.
-		r = r.WithContext(klog.NewContext(r.Context(), logr.Discard()))
-		user, err := s.o.Authenticate(r)
-		if err != nil {
-			s.o.Logger.Debug("request of nobody known to the kubelet API", "from", r.RemoteAddr, "path", r.URL.Path, "err", err)
-			http.Error(w, "Unauthorized", http.StatusUnauthorized)
+		r, user, ok := identify(w, r, s.o.Authenticate, s.o.Logger)
+		if !ok {
 			return
 		}
 		verb, subresources := attributes(r)

@@ -32,8 +32,18 @@ func NewLab(t *testing.T) *Lab {
 // Node is node1 or node2, by its number.
 func (l *Lab) Node(number int) *Node { return l.l.nodes[number-1] }
 
-// Member finds a member by name: a pod ("a", "client"), "host1", "outside".
-func (l *Lab) Member(name string) (Member, error) {
+// Member finds a member by name: a pod ("a", "client"), "host1", "outside". It
+// fails t where there is none.
+func (l *Lab) Member(t testing.TB, name string) Member {
+	t.Helper()
+	m, err := l.member(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func (l *Lab) member(name string) (Member, error) {
 	m := l.l.members[name]
 	if m == nil {
 		return Member{}, fmt.Errorf("nobody in the lab is called %q", name)

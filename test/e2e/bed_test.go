@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -26,6 +25,7 @@ import (
 
 	"fairlead.dev/test/conformance"
 	"fairlead.dev/test/e2e/controlplane"
+	"fairlead.dev/test/internal/output"
 )
 
 // agentBound is the longest that a change may take to be in force on a loaded
@@ -143,7 +143,7 @@ exec unshare $PID_NAMESPACE setpriv --bounding-set="-all$CAPABILITIES" --inh-cap
 type agent struct {
 	b      *bed
 	cmd    *exec.Cmd
-	log    logBuffer
+	log    output.Buffer
 	exited chan struct{}
 }
 
@@ -340,22 +340,4 @@ func clusterIP(s *corev1.Service) string { return s.Spec.ClusterIP + ":80" }
 
 func (b *bed) nodePort(s *corev1.Service) string {
 	return fmt.Sprintf("%s:%d", b.host.PrimaryIPv4, s.Spec.Ports[0].NodePort)
-}
-
-// logBuffer is what a process says.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }

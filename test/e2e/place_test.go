@@ -274,9 +274,5 @@ func dialer(netns string) func(context.Context, string, string) (net.Conn, error
 
 func (b *bed) member(name string) conformance.Member {
 	b.t.Helper()
-	m, err := b.lab.Member(name)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return m
+	return b.lab.Member(b.t, name)
 }

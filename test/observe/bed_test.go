@@ -6,7 +6,6 @@
 package observe
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -17,11 +16,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"fairlead.dev/test/conformance"
+	"fairlead.dev/test/internal/output"
 	"fairlead.dev/test/internal/traffic"
 )
 
@@ -46,25 +45,7 @@ type bed struct {
 	binary string
 	dir    string
 	agent  *exec.Cmd
-	log    *output
-}
-
-// output is what a process says.
-type output struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.String()
+	log    *output.Buffer
 }
 
 // newBed starts the agent with its servers where they are by default, and
@@ -115,17 +96,13 @@ func (b *bed) path(name string) string { return filepath.Join(b.dir, name) }
 
 func (b *bed) member(name string) conformance.Member {
 	b.t.Helper()
-	m, err := b.lab.Member(name)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return m
+	return b.lab.Member(b.t, name)
 }
 
 // start runs a command on the node until the test ends.
-func (b *bed) start(name string, args ...string) (*exec.Cmd, *output) {
+func (b *bed) start(name string, args ...string) (*exec.Cmd, *output.Buffer) {
 	b.t.Helper()
-	cmd, said := exec.Command(name, args...), &output{}
+	cmd, said := exec.Command(name, args...), &output.Buffer{}
 	cmd.Stdout, cmd.Stderr = said, said
 	if err := b.thread.Start(cmd, b.host.CgroupDir); err != nil {
 		b.t.Fatalf("start %s: %v", name, err)
@@ -145,7 +122,7 @@ func (b *bed) start(name string, args ...string) (*exec.Cmd, *output) {
 // run runs a command on the node to its end.
 func (b *bed) run(name string, args ...string) (string, error) {
 	cmd := exec.Command(name, args...)
-	var out, complaints output
+	var out, complaints output.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaints
 	if err := b.thread.Start(cmd, b.host.CgroupDir); err != nil {
 		return "", err

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"fairlead.dev/controller/status"
+	"fairlead.dev/test/internal/output"
 )
 
 func (b *bed) hasAStatus(t *testing.T) {
@@ -86,7 +87,7 @@ func (b *bed) hasAPage(t *testing.T) {
 	run := func(more ...string) (string, string) {
 		cmd := exec.Command(chromium, append(args, more...)...)
 		cmd.Env = append(os.Environ(), "HOME="+b.path("home"), "XDG_CONFIG_HOME="+b.path("home"), "XDG_CACHE_HOME="+b.path("home"))
-		var out, said output
+		var out, said output.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &said
 		if err := b.thread.Start(cmd, b.host.CgroupDir); err != nil {
 			t.Fatal(err)

@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -21,35 +20,18 @@ import (
 	"fairlead.dev/dataplane"
 	"fairlead.dev/dataplane/ebpf"
 	"fairlead.dev/test/conformance"
+	"fairlead.dev/test/internal/output"
 )
 
 // agent is a `fairlead run` process on node1.
 type agent struct {
 	cmd     *exec.Cmd
-	log     logBuffer
+	log     output.Buffer
 	started int64         // before it was started, CLOCK_MONOTONIC in nanoseconds
 	stopped int64         // before it was told to stop
 	short   time.Duration // cpuShort when it was started
 	exited  chan struct{}
 	err     error
-}
-
-// logBuffer is what a process says on stderr.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }
 
 // startAgent runs one of the builds on the manifests. More arguments win.

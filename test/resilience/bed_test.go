@@ -93,11 +93,7 @@ func newBed(t *testing.T) *bed {
 
 func (b *bed) member(name string) conformance.Member {
 	b.t.Helper()
-	m, err := b.lab.Member(name)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return m
+	return b.lab.Member(b.t, name)
 }
 
 // load is a running load process.

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/podrunner/containerdtest/pause"
 )
 
 func main() {
@@ -40,7 +42,7 @@ var commands map[string]func(args []string) error
 
 func init() {
 	commands = map[string]func([]string) error{
-		"pause":    pause,
+		"pause":    func([]string) error { pause.Run(); return nil },
 		"exit":     exit,
 		"sleep":    sleep,
 		"stubborn": stubborn,
@@ -76,23 +78,6 @@ func init() {
 func fatal(err error) {
 	fmt.Fprintln(os.Stderr, "guest:", err)
 	os.Exit(1)
-}
-
-// pause is the sandbox's own process: it ends at SIGTERM and reaps.
-func pause([]string) error {
-	c := make(chan os.Signal, 16)
-	signal.Notify(c, syscall.SIGTERM, syscall.SIGINT, syscall.SIGCHLD)
-	for s := range c {
-		if s != syscall.SIGCHLD {
-			return nil
-		}
-		for {
-			if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); err != nil || pid <= 0 {
-				break
-			}
-		}
-	}
-	return nil
 }
 
 func exit(args []string) error {

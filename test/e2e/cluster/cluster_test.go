@@ -191,15 +191,9 @@ func (n *node) startAgent(build int) error {
 func (c *cluster) waitForNodes(ctx context.Context) error {
 	for _, n := range c.nodes {
 		err := within(patience, func() error {
-			if err := errors.Join(n.agent.alive(), n.containerd.alive()); err != nil {
-				return giveUp{err}
-			}
-			got, err := c.client.CoreV1().Nodes().Get(ctx, n.name, metav1.GetOptions{})
+			got, err := n.registered(ctx)
 			if err != nil {
 				return err
-			}
-			if len(got.Spec.PodCIDRs) != 2 {
-				return fmt.Errorf("%s has the ranges of Pods %v, want two", n.name, got.Spec.PodCIDRs)
 			}
 			if !nodeReady(got) {
 				return fmt.Errorf("%s is not Ready: %+v", n.name, got.Status.Conditions)
@@ -216,6 +210,21 @@ func (c *cluster) waitForNodes(ctx context.Context) error {
 		}
 	}
 	return errors.Join(route(externalIPv4, c.nodes[0]), route(externalIPv6, c.nodes[0]))
+}
+
+// registered is the Node, once it has ranges for its Pods.
+func (n *node) registered(ctx context.Context) (*corev1.Node, error) {
+	if err := errors.Join(n.agent.alive(), n.containerd.alive()); err != nil {
+		return nil, giveUp{err}
+	}
+	got, err := n.c.client.CoreV1().Nodes().Get(ctx, n.name, metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	if len(got.Spec.PodCIDRs) != 2 {
+		return nil, fmt.Errorf("%s has the ranges of Pods %v, want two", n.name, got.Spec.PodCIDRs)
+	}
+	return got, nil
 }
 
 func nodeReady(n *corev1.Node) bool {

@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"fairlead.dev/test/e2e/cluster/traffic"
 	"fairlead.dev/test/e2e/controlplane"
@@ -74,15 +73,9 @@ func (c *cluster) newKubeletNode(ctx context.Context, number int) (*node, error)
 		return n, err
 	}
 	return n, within(patience, func() error {
-		if err := n.agent.alive(); err != nil {
-			return giveUp{err}
-		}
-		got, err := c.client.CoreV1().Nodes().Get(ctx, n.name, metav1.GetOptions{})
+		got, err := n.registered(ctx)
 		if err != nil {
 			return err
-		}
-		if len(got.Spec.PodCIDRs) != 2 {
-			return fmt.Errorf("%s has the ranges of Pods %v, want two", n.name, got.Spec.PodCIDRs)
 		}
 		if err := n.writeNetwork(got.Spec.PodCIDRs); err != nil {
 			return giveUp{err}

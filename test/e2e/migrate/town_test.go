@@ -3,7 +3,6 @@
 package migrate
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
@@ -13,7 +12,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,6 +23,7 @@ import (
 
 	"fairlead.dev/test/conformance"
 	"fairlead.dev/test/e2e/controlplane"
+	"fairlead.dev/test/internal/output"
 	"fairlead.dev/test/internal/traffic"
 )
 
@@ -136,11 +135,7 @@ func cidrs(ps []netip.Prefix) string {
 
 func (w *town) member(name string) conformance.Member {
 	w.t.Helper()
-	m, err := w.lab.Member(name)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return m
+	return w.lab.Member(w.t, name)
 }
 
 // expose makes a dual-stack NodePort Service of TCP and UDP with endpoints. They
@@ -212,25 +207,8 @@ func (w *town) withdraw(name string) {
 type process struct {
 	name   string
 	cmd    *exec.Cmd
-	log    logBuffer
+	log    output.Buffer
 	exited chan struct{}
-}
-
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }
 
 // start starts a program in the node's network namespace and among its

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"fairlead.dev/podrunner/containerdtest/pause"
 )
 
 func main() {
@@ -26,7 +28,7 @@ func main() {
 		args = []string{"pause"}
 	}
 	run, ok := map[string]func([]string) error{
-		"pause": pause, "serve": serve, "control": control, "echo": echo, "cat": cat, "lines": lines,
+		"pause": func([]string) error { pause.Run(); return nil }, "serve": serve, "control": control, "echo": echo, "cat": cat, "lines": lines,
 		"probe": probe, "api": api, "exit": func([]string) error { os.Exit(7); return nil },
 	}[args[0]]
 	if !ok {
@@ -35,23 +37,6 @@ func main() {
 	if err := run(args[1:]); err != nil {
 		log.Fatalf("workload: %v", err)
 	}
-}
-
-// pause is the process of a sandbox: it reaps, and ends at SIGTERM.
-func pause([]string) error {
-	c := make(chan os.Signal, 16)
-	signal.Notify(c, syscall.SIGTERM, syscall.SIGINT, syscall.SIGCHLD)
-	for s := range c {
-		if s != syscall.SIGCHLD {
-			return nil
-		}
-		for {
-			if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); err != nil || pid <= 0 {
-				break
-			}
-		}
-	}
-	return nil
 }
 
 // terminated ends when the process is told to end.
