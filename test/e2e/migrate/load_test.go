@@ -19,6 +19,12 @@ import (
 // datagram never; a machine without a CPU to spare was seen to stop for six.
 const patience = 15 * time.Second
 
+// resend is when a resolver asks again.
+const resend = time.Second
+
+// resendsMost leave room for a machine that stops for a while.
+const resendsMost = 3
+
 // paths are where connections come from and what they ask: see
 // test/resilience/paths_test.go.
 var paths = []struct {
@@ -69,7 +75,7 @@ func (w *town) datagrams(s *corev1.Service) (loads []*traffic.Process) {
 		plan := traffic.Plan{Patience: patience}
 		for _, ip := range s.Spec.ClusterIPs {
 			to := []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(ip), 80)}
-			plan.Streams = append(plan.Streams, traffic.Stream{Mode: traffic.UDPHeld, To: to, Every: 50 * time.Millisecond})
+			plan.Streams = append(plan.Streams, traffic.Stream{Mode: traffic.UDPHeld, To: to, Every: 50 * time.Millisecond, Resend: resend})
 		}
 		m := w.member(name)
 		l, err := traffic.Start(name, m.PID, m.CgroupDir, plan)
@@ -84,10 +90,10 @@ func (w *town) datagrams(s *corev1.Service) (loads []*traffic.Process) {
 
 // answeredBy ends loads, whose last answers must be a pod's. An answer that is
 // on its way from the Backend before when its flow ends is lost, so a socket may
-// fail once; most do not.
+// have to ask again, or be ended; most do not.
 func (w *town) answeredBy(loads []*traffic.Process, pod string) {
 	w.t.Helper()
-	time.Sleep(settling)
+	time.Sleep(settling + resend)
 	m := w.member(pod)
 	moved := 0
 	for _, l := range loads {
@@ -95,22 +101,25 @@ func (w *town) answeredBy(loads []*traffic.Process, pod string) {
 		if err != nil {
 			w.t.Error(err)
 		}
-		last, failed := map[uint16]*traffic.Record{}, map[uint16]int{}
+		last, lost := map[uint16]*traffic.Record{}, map[uint16]int{}
 		for i := range report.Records {
 			r := &report.Records[i]
-			if r.Failure != "" {
-				failed[r.Stream]++
-				continue
+			switch {
+			case r.Failure == "":
+				last[r.Stream] = r
+				lost[r.Stream] += int(r.Retransmits)
+			case r.Again && wasEnded(r.Failure):
+				lost[r.Stream]++
+			default:
+				w.t.Errorf("%s: %s", l.Question(r), r.Failure)
 			}
-			last[r.Stream] = r
 		}
 		for id, r := range last {
-			if failed[id] > 1 {
-				w.t.Errorf("%s: failed %d times", l.Question(r), failed[id])
-			}
 			if a := l.Server(r).Addr(); a != m.IPv4 && a != m.IPv6 {
 				w.t.Errorf("%s: answered by %v still, which is no Backend any more", l.Question(r), a)
-			} else if failed[id] == 0 {
+			} else if lost[id] > resendsMost {
+				w.t.Errorf("%s: %d times asked again", l.Question(r), lost[id])
+			} else if lost[id] == 0 {
 				moved++
 			}
 		}

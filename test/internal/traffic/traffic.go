@@ -50,6 +50,9 @@ type Stream struct {
 	Every time.Duration
 	// Reset closes TCP connections with RST, so that ports are free at once.
 	Reset bool
+	// Resend is when a question over UDP is asked again over the same socket, as
+	// resolvers do; 0 for never.
+	Resend time.Duration
 }
 
 // Plan is what a load process is told.
@@ -68,7 +71,8 @@ type Record struct {
 	To     uint8
 	// Again: asked over a socket that was connected for an earlier question.
 	Again bool
-	// Retransmits of TCP until the connection was there.
+	// Retransmits of TCP until the connection was there, or of the question over
+	// UDP.
 	Retransmits uint8
 	// Server is an index of Report.Servers.
 	Server uint16
@@ -175,7 +179,7 @@ func (l *loader) askFresh(s Stream, r *Record) {
 	defer c.close(s.Reset)
 	r.Chosen = Monotonic()
 	r.Retransmits = c.retransmits()
-	l.ask(s.Mode, c, r)
+	l.ask(s, c, r)
 }
 
 // askHeld asks over the socket that is there, or a new one.
@@ -191,7 +195,7 @@ func (l *loader) askHeld(s Stream, c *socket, r *Record) *socket {
 	} else {
 		r.Server = c.server
 	}
-	l.ask(s.Mode, c, r)
+	l.ask(s, c, r)
 	if r.Failure != "" {
 		c.close(true)
 		return nil
@@ -201,14 +205,24 @@ func (l *loader) askHeld(s Stream, c *socket, r *Record) *socket {
 }
 
 // ask sends a question that no other is like and waits for its answer.
-func (l *loader) ask(m Mode, c *socket, r *Record) {
-	server, err := c.exchange(fmt.Appendf(nil, "{}\n%d", r.Start), m.IsTCP(), l.patience)
+func (l *loader) ask(s Stream, c *socket, r *Record) {
+	question, end := fmt.Appendf(nil, "{}\n%d", r.Start), time.Now().Add(l.patience)
+	until := end
+	if s.Resend != 0 {
+		until = time.Now().Add(s.Resend)
+	}
+	server, err := c.exchange(question, s.Mode.IsTCP(), until)
+	for errors.Is(err, os.ErrDeadlineExceeded) && until.Before(end) {
+		until = time.Now().Add(s.Resend)
+		r.Retransmits++
+		server, err = c.exchange(question, s.Mode.IsTCP(), until)
+	}
 	if err != nil {
 		r.Failure = "ask: " + err.Error()
 		return
 	}
 	r.Server = l.server(server)
-	if !m.IsTCP() {
+	if !s.Mode.IsTCP() {
 		r.Chosen = Monotonic()
 	}
 }
@@ -272,8 +286,8 @@ func (c *socket) retransmits() (n uint8) {
 }
 
 // exchange sends a question and gives the address at which the server got it.
-func (c *socket) exchange(question []byte, tcp bool, patience time.Duration) (netip.AddrPort, error) {
-	_ = c.SetDeadline(time.Now().Add(patience))
+func (c *socket) exchange(question []byte, tcp bool, until time.Time) (netip.AddrPort, error) {
+	_ = c.SetDeadline(until)
 	var line []byte
 	var err error
 	if tcp {
