@@ -68,14 +68,51 @@ static __always_inline void conntrack_delete(const struct tuple *key, const stru
 	bpf_map_delete_elem(&conntrack, key);
 }
 
+/* Set at load: how long a UDP flow may be silent. */
+const volatile __u32 udp_timeout_seconds = 30;
+const volatile __u32 udp_stream_timeout_seconds = 180;
+
+/* A flow that was answered and goes on for longer is a stream, as it is for the
+ * kernel's conntrack; a shorter one is a question. */
+#define UDP_QUESTION_SECONDS 2
+
+static __always_inline bool is_silent(const struct conntrack_entry *e, __u32 now, __u32 seconds)
+{
+	return (__s32)(now - e->last_seen_seconds) > (__s32)seconds;
+}
+
+/* A datagram from a port that was used before asks anew once the flow of then
+ * is over, even where its entry is still there. A question's is soon, where it
+ * went to a Backend that gets nothing new any more. */
+static __always_inline bool udp_is_over(const struct packet *p, const struct conntrack_entry *e, struct tuple *scratch)
+{
+	__u32 now = now_seconds(), limit = udp_timeout_seconds, backend = e->backend;
+	struct backend_state *s = bpf_map_lookup_elem(&backend_states, &backend);
+	struct conntrack_entry *peer;
+
+	if (!s || !is_generation(s, e->generation))
+		return true;
+	if (!is_silent(e, now, UDP_QUESTION_SECONDS))
+		return false;
+	if ((e->flags & CONNTRACK_SEEN_REPLY) && e->last_seen_seconds - e->created_seconds > UDP_QUESTION_SECONDS)
+		limit = udp_stream_timeout_seconds;
+	else if (!s->eligible_sets)
+		limit = UDP_QUESTION_SECONDS;
+	if (!is_silent(e, now, limit))
+		return false;
+	peer = conntrack_peer(&p->tuple, e, scratch);
+	return !peer || is_silent(peer, now, limit);
+}
+
 /* Whether a packet begins anew what this entry holds the end of, or tries
  * again what was never answered by a Backend that is gone. */
-static __always_inline bool conntrack_is_over(const struct packet *p, const struct conntrack_entry *e)
+static __always_inline bool conntrack_is_over(const struct packet *p, const struct conntrack_entry *e,
+					      struct tuple *scratch)
 {
 	if (e->flags & CONNTRACK_REPLY)
 		return false;
 	if (p->tuple.protocol == IPPROTO_UDP)
-		return !backend_exists(e->backend, e->generation);
+		return udp_is_over(p, e, scratch);
 	if (p->tuple.protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
 		if (e->flags & (CONNTRACK_CLOSING | CONNTRACK_PEER_CLOSING))
 			return true;

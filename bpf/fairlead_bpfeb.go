@@ -220,43 +220,45 @@ type FairleadTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	FairleadMapAffinity              = "affinity"
-	FairleadMapBackendStates         = "backend_states"
-	FairleadMapConntrack             = "conntrack"
-	FairleadMapCounters              = "counters"
-	FairleadMapDatagrams             = "datagrams"
-	FairleadMapDrops                 = "drops"
-	FairleadMapFragments             = "fragments"
-	FairleadMapFrontendSwitches      = "frontend_switches"
-	FairleadMapFrontends             = "frontends"
-	FairleadMapInternalSources       = "internal_sources"
-	FairleadMapNetnsAddresses        = "netns_addresses"
-	FairleadMapNextHops              = "next_hops"
-	FairleadMapScratchRoom           = "scratch_room"
-	FairleadMapServices              = "services"
-	FairleadMapSettings              = "settings"
-	FairleadMapSlots                 = "slots"
-	FairleadMapSocketFlows           = "socket_flows"
-	FairleadMapSourceRanges          = "source_ranges"
-	FairleadMapTraceCounts           = "trace_counts"
-	FairleadMapTraceEvents           = "trace_events"
-	FairleadMapTraceListener         = "trace_listener"
-	FairleadMapTraceServices         = "trace_services"
-	FairleadProgFairleadConnect4     = "fairlead_connect4"
-	FairleadProgFairleadConnect6     = "fairlead_connect6"
-	FairleadProgFairleadFromHost     = "fairlead_from_host"
-	FairleadProgFairleadFromPod      = "fairlead_from_pod"
-	FairleadProgFairleadFromUplink   = "fairlead_from_uplink"
-	FairleadProgFairleadGetpeername4 = "fairlead_getpeername4"
-	FairleadProgFairleadGetpeername6 = "fairlead_getpeername6"
-	FairleadProgFairleadRecvmsg4     = "fairlead_recvmsg4"
-	FairleadProgFairleadRecvmsg6     = "fairlead_recvmsg6"
-	FairleadProgFairleadSendmsg4     = "fairlead_sendmsg4"
-	FairleadProgFairleadSendmsg6     = "fairlead_sendmsg6"
-	FairleadProgFairleadSweepTcp     = "fairlead_sweep_tcp"
-	FairleadProgFairleadSweepUdp     = "fairlead_sweep_udp"
-	FairleadVarDraining              = "draining"
-	FairleadVarTraceEventType        = "trace_event_type"
+	FairleadMapAffinity                = "affinity"
+	FairleadMapBackendStates           = "backend_states"
+	FairleadMapConntrack               = "conntrack"
+	FairleadMapCounters                = "counters"
+	FairleadMapDatagrams               = "datagrams"
+	FairleadMapDrops                   = "drops"
+	FairleadMapFragments               = "fragments"
+	FairleadMapFrontendSwitches        = "frontend_switches"
+	FairleadMapFrontends               = "frontends"
+	FairleadMapInternalSources         = "internal_sources"
+	FairleadMapNetnsAddresses          = "netns_addresses"
+	FairleadMapNextHops                = "next_hops"
+	FairleadMapScratchRoom             = "scratch_room"
+	FairleadMapServices                = "services"
+	FairleadMapSettings                = "settings"
+	FairleadMapSlots                   = "slots"
+	FairleadMapSocketFlows             = "socket_flows"
+	FairleadMapSourceRanges            = "source_ranges"
+	FairleadMapTraceCounts             = "trace_counts"
+	FairleadMapTraceEvents             = "trace_events"
+	FairleadMapTraceListener           = "trace_listener"
+	FairleadMapTraceServices           = "trace_services"
+	FairleadProgFairleadConnect4       = "fairlead_connect4"
+	FairleadProgFairleadConnect6       = "fairlead_connect6"
+	FairleadProgFairleadFromHost       = "fairlead_from_host"
+	FairleadProgFairleadFromPod        = "fairlead_from_pod"
+	FairleadProgFairleadFromUplink     = "fairlead_from_uplink"
+	FairleadProgFairleadGetpeername4   = "fairlead_getpeername4"
+	FairleadProgFairleadGetpeername6   = "fairlead_getpeername6"
+	FairleadProgFairleadRecvmsg4       = "fairlead_recvmsg4"
+	FairleadProgFairleadRecvmsg6       = "fairlead_recvmsg6"
+	FairleadProgFairleadSendmsg4       = "fairlead_sendmsg4"
+	FairleadProgFairleadSendmsg6       = "fairlead_sendmsg6"
+	FairleadProgFairleadSweepTcp       = "fairlead_sweep_tcp"
+	FairleadProgFairleadSweepUdp       = "fairlead_sweep_udp"
+	FairleadVarDraining                = "draining"
+	FairleadVarTraceEventType          = "trace_event_type"
+	FairleadVarUdpStreamTimeoutSeconds = "udp_stream_timeout_seconds"
+	FairleadVarUdpTimeoutSeconds       = "udp_timeout_seconds"
 )
 
 // LoadFairlead returns the embedded CollectionSpec for Fairlead.
@@ -348,8 +350,10 @@ type FairleadMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FairleadVariableSpecs struct {
-	Draining       *ebpf.VariableSpec `ebpf:"draining"`
-	TraceEventType *ebpf.VariableSpec `ebpf:"trace_event_type"`
+	Draining                *ebpf.VariableSpec `ebpf:"draining"`
+	TraceEventType          *ebpf.VariableSpec `ebpf:"trace_event_type"`
+	UdpStreamTimeoutSeconds *ebpf.VariableSpec `ebpf:"udp_stream_timeout_seconds"`
+	UdpTimeoutSeconds       *ebpf.VariableSpec `ebpf:"udp_timeout_seconds"`
 }
 
 // FairleadObjects contains all objects after they have been loaded into the kernel.
@@ -427,8 +431,10 @@ func (m *FairleadMaps) Close() error {
 //
 // It can be passed to LoadFairleadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FairleadVariables struct {
-	Draining       *ebpf.Variable `ebpf:"draining"`
-	TraceEventType *ebpf.Variable `ebpf:"trace_event_type"`
+	Draining                *ebpf.Variable `ebpf:"draining"`
+	TraceEventType          *ebpf.Variable `ebpf:"trace_event_type"`
+	UdpStreamTimeoutSeconds *ebpf.Variable `ebpf:"udp_stream_timeout_seconds"`
+	UdpTimeoutSeconds       *ebpf.Variable `ebpf:"udp_timeout_seconds"`
 }
 
 // FairleadPrograms contains all programs after they have been loaded into the kernel.

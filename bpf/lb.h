@@ -76,11 +76,16 @@ static __always_inline bool is_cluster_ip(const struct address *a)
 
 /* What chose its Backend just while that was removed remembers an even
  * generation: that of no Backend. */
+static __always_inline bool is_generation(const struct backend_state *s, __u32 generation)
+{
+	return s->generation == generation && (generation & 1);
+}
+
 static __always_inline bool backend_exists(__u32 backend, __u32 generation)
 {
 	struct backend_state *s = bpf_map_lookup_elem(&backend_states, &backend);
 
-	return s && s->generation == generation && (generation & 1);
+	return s && is_generation(s, generation);
 }
 
 /* What a flow is to remember of the Backend it got. */

@@ -228,7 +228,7 @@ static __always_inline enum outcome decide(struct scratch *s, enum side side)
 {
 	struct conntrack_entry *e = bpf_map_lookup_elem(&conntrack, &s->packet.tuple);
 
-	if (e && conntrack_is_over(&s->packet, e)) {
+	if (e && conntrack_is_over(&s->packet, e, &s->key)) {
 		conntrack_delete(&s->packet.tuple, e, &s->key);
 		e = 0;
 	}

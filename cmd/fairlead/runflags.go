@@ -55,8 +55,8 @@ func addRunFlags(f *pflag.FlagSet, c *config.Configuration) {
 	}
 	f.DurationVar(&c.ConntrackTCPTimeoutEstablished.Duration, "conntrack-tcp-timeout-established", 0, "how long an established TCP flow may be idle (0: default)")
 	f.DurationVar(&c.ConntrackTCPTimeoutCloseWait.Duration, "conntrack-tcp-timeout-close-wait", 0, "how long an opening or closing TCP flow may be idle (0: default)")
-	f.DurationVar(&c.ConntrackUDPTimeout.Duration, "conntrack-udp-timeout", 0, "how long a UDP flow without a reply may be idle (0: default)")
-	f.DurationVar(&c.ConntrackUDPTimeoutStream.Duration, "conntrack-udp-timeout-stream", 0, "how long a UDP flow with replies may be idle (0: default)")
+	f.DurationVar(&c.ConntrackUDPTimeout.Duration, "conntrack-udp-timeout", 0, "how long a UDP flow without a reply, or shorter than 2 s, may be idle (0: default)")
+	f.DurationVar(&c.ConntrackUDPTimeoutStream.Duration, "conntrack-udp-timeout-stream", 0, "how long a longer UDP flow with replies may be idle (0: default)")
 
 	f.IntVar(&c.IPTablesMasqueradeBit, "iptables-masquerade-bit", c.IPTablesMasqueradeBit, "bit of the packet mark that --dataplane iptables uses")
 	f.StringVar(&c.IPVSScheduler, "ipvs-scheduler", c.IPVSScheduler, "how --dataplane ipvs chooses Backends: rr, lc, sh, mh, ...")

@@ -5,6 +5,8 @@ package ebpf
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -89,21 +91,35 @@ func conntrackPeer(k *bpf.FairleadTuple, e *bpf.FairleadConntrackEntry) bpf.Fair
 }
 
 func (t Timeouts) expired(k *bpf.FairleadTuple, e *bpf.FairleadConntrackEntry, now uint32) bool {
-	return time.Duration(now-e.LastSeenSeconds)*time.Second > t.of(dataplane.Protocol(k.Protocol), e.Flags)
+	return time.Duration(now-e.LastSeenSeconds)*time.Second > t.of(dataplane.Protocol(k.Protocol), e)
 }
 
-func (t Timeouts) of(p dataplane.Protocol, flags uint8) time.Duration {
+// udpQuestionSeconds is UDP_QUESTION_SECONDS of bpf/conntrack.h.
+const udpQuestionSeconds = 2
+
+func (t Timeouts) of(p dataplane.Protocol, e *bpf.FairleadConntrackEntry) time.Duration {
+	seenReply := e.Flags&conntrackSeenReply != 0
 	switch {
-	case p == dataplane.UDP && flags&conntrackSeenReply == 0:
-		return t.UDP
-	case p == dataplane.UDP:
+	case p == dataplane.UDP && seenReply && e.LastSeenSeconds-e.CreatedSeconds > udpQuestionSeconds:
 		return t.UDPStream
+	case p == dataplane.UDP:
+		return t.UDP
 	case p == dataplane.SCTP:
 		return t.SCTP
-	case flags&conntrackSeenReply == 0 || flags&conntrackClosing != 0 && flags&conntrackPeerClosing != 0:
+	case !seenReply || e.Flags&conntrackClosing != 0 && e.Flags&conntrackPeerClosing != 0:
 		return t.TCPTransient
 	}
 	return t.TCPEstablished
+}
+
+// tell the programs those that they go by, too.
+func (t Timeouts) tell(spec *ebpf.CollectionSpec) error {
+	for name, of := range map[string]time.Duration{"udp_timeout_seconds": t.UDP, "udp_stream_timeout_seconds": t.UDPStream} {
+		if err := spec.Variables[name].Set(uint32(min(of/time.Second, math.MaxInt32))); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // monotonicSeconds is the programs' clock: bpf_ktime_get_ns is CLOCK_MONOTONIC.

@@ -81,6 +81,9 @@ func (d *Dataplane) open(ctx context.Context) (err error) {
 	if err := spec.Variables["draining"].Set(o.Draining); err != nil {
 		return fmt.Errorf("set draining: %w", err)
 	}
+	if err := o.Timeouts.tell(spec); err != nil {
+		return err
+	}
 	if d.programs, err = loadPrograms(spec, d.maps); err != nil {
 		return err
 	}

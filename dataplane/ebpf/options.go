@@ -74,8 +74,8 @@ type Options struct {
 type Timeouts struct {
 	TCPEstablished time.Duration // default 24 h, as kube-proxy's
 	TCPTransient   time.Duration // opening or closing; default 60 s
-	UDP            time.Duration // no reply seen; default 30 s
-	UDPStream      time.Duration // replies seen; default 180 s
+	UDP            time.Duration // a question: not answered, or over in 2 s; default 30 s
+	UDPStream      time.Duration // goes on for longer, with replies; default 180 s
 	SCTP           time.Duration // default 5 min
 }
 
