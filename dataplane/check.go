@@ -2,6 +2,12 @@
 
 package dataplane
 
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
 // CheckResult is one thing that a Dataplane would like to find on a machine.
 type CheckResult struct {
 	Name string
@@ -22,6 +28,19 @@ func Checked(name, detail string, err error, cost string, required bool) CheckRe
 		r.Detail, r.Cost = err.Error(), cost
 	}
 	return r
+}
+
+// CheckForwarding looks whether the kernel forwards packets of both families.
+func CheckForwarding() (results []CheckResult) {
+	for _, name := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
+		b, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
+		value := strings.TrimSpace(string(b))
+		if err == nil && value == "0" {
+			err = fmt.Errorf("%s is 0: set it with `sysctl -w %s=1`", name, name)
+		}
+		results = append(results, Checked(name, value, err, "nothing is forwarded to pods and other nodes", false))
+	}
+	return results
 }
 
 // Usable reports whether nothing that is required is missing and, if not, what

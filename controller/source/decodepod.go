@@ -3,6 +3,8 @@
 package source
 
 import (
+	"cmp"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -12,7 +14,7 @@ import (
 // something to run; a runner of Pods checks the rest of its spec.
 func checkPod(p *corev1.Pod) (errs field.ErrorList) {
 	spec := field.NewPath("spec")
-	setDefault(&p.Spec.RestartPolicy, corev1.RestartPolicyAlways)
+	p.Spec.RestartPolicy = cmp.Or(p.Spec.RestartPolicy, corev1.RestartPolicyAlways)
 	if len(p.Spec.Containers) == 0 {
 		errs = append(errs, field.Required(spec.Child("containers"), ""))
 	}
@@ -38,9 +40,9 @@ func checkContainers(p *corev1.Pod, containers []corev1.Container, names map[str
 		}
 		for j := range c.Ports {
 			port, at := &c.Ports[j], at.Child("ports").Index(j)
-			setDefault(&port.Protocol, corev1.ProtocolTCP)
+			port.Protocol = cmp.Or(port.Protocol, corev1.ProtocolTCP)
 			if p.Spec.HostNetwork {
-				setDefault(&port.HostPort, port.ContainerPort)
+				port.HostPort = cmp.Or(port.HostPort, port.ContainerPort)
 			}
 			errs = append(errs, checkPortNumber(port.ContainerPort, at.Child("containerPort"))...)
 			if port.HostPort != 0 {
@@ -72,7 +74,7 @@ func checkConfigMap(c *corev1.ConfigMap) (errs field.ErrorList) {
 }
 
 func checkSecret(s *corev1.Secret) (errs field.ErrorList) {
-	setDefault(&s.Type, corev1.SecretTypeOpaque)
+	s.Type = cmp.Or(s.Type, corev1.SecretTypeOpaque)
 	for k := range s.Data {
 		errs = append(errs, checkDataKey(k, "data")...)
 	}

@@ -3,6 +3,7 @@
 package source
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -42,8 +43,8 @@ func checkService(s *corev1.Service) field.ErrorList {
 
 func defaultService(s *corev1.Service) {
 	sp := &s.Spec
-	setDefault(&sp.SessionAffinity, corev1.ServiceAffinityNone)
-	setDefault(&sp.Type, corev1.ServiceTypeClusterIP)
+	sp.SessionAffinity = cmp.Or(sp.SessionAffinity, corev1.ServiceAffinityNone)
+	sp.Type = cmp.Or(sp.Type, corev1.ServiceTypeClusterIP)
 	if sp.SessionAffinity == corev1.ServiceAffinityNone {
 		sp.SessionAffinityConfig = nil
 	}
@@ -54,13 +55,13 @@ func defaultService(s *corev1.Service) {
 	}
 	for i := range sp.Ports {
 		p := &sp.Ports[i]
-		setDefault(&p.Protocol, corev1.ProtocolTCP)
+		p.Protocol = cmp.Or(p.Protocol, corev1.ProtocolTCP)
 		if p.TargetPort == intstr.FromInt32(0) || p.TargetPort == intstr.FromString("") {
 			p.TargetPort = intstr.FromInt32(p.Port)
 		}
 	}
 	if externallyAccessible(s) {
-		setDefault(&sp.ExternalTrafficPolicy, corev1.ServiceExternalTrafficPolicyCluster)
+		sp.ExternalTrafficPolicy = cmp.Or(sp.ExternalTrafficPolicy, corev1.ServiceExternalTrafficPolicyCluster)
 	}
 	if cluster := corev1.ServiceInternalTrafficPolicyCluster; sp.InternalTrafficPolicy == nil && sp.Type != corev1.ServiceTypeExternalName {
 		sp.InternalTrafficPolicy = &cluster
@@ -76,13 +77,6 @@ func defaultService(s *corev1.Service) {
 	}
 	if sp.ClusterIP != "" && len(sp.ClusterIPs) == 0 {
 		sp.ClusterIPs = []string{sp.ClusterIP}
-	}
-}
-
-func setDefault[T comparable](v *T, def T) {
-	var zero T
-	if *v == zero {
-		*v = def
 	}
 }
 

@@ -3,6 +3,7 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,9 +114,9 @@ type DirectoryStats struct {
 
 // NewDirectory checks the options. A directory that does not exist is an error.
 func NewDirectory(o DirectoryOptions) (*Directory, error) {
-	setDefault(&o.MaxFiles, DefaultMaxFiles)
-	setDefault(&o.MaxFileBytes, DefaultMaxFileBytes)
-	setDefault(&o.MaxObjects, DefaultMaxObjects)
+	o.MaxFiles = cmp.Or(o.MaxFiles, DefaultMaxFiles)
+	o.MaxFileBytes = cmp.Or(o.MaxFileBytes, DefaultMaxFileBytes)
+	o.MaxObjects = cmp.Or(o.MaxObjects, DefaultMaxObjects)
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}

@@ -5,7 +5,6 @@ package ebpf
 import (
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -21,7 +20,7 @@ import (
 func Check(o Options) []dataplane.CheckResult {
 	o = o.withDefaults()
 	_ = rlimit.RemoveMemlock()
-	return []dataplane.CheckResult{
+	return append([]dataplane.CheckResult{
 		dataplane.Checked("bpffs", o.BPFFS, prepareCheck(o), "nothing survives the agent", true),
 		checkCgroup(o),
 		dataplane.Checked("BTF", "/sys/kernel/btf/vmlinux", haveBTF(), "the programs can't be fitted to the kernel", true),
@@ -33,10 +32,8 @@ func Check(o Options) []dataplane.CheckResult {
 		dataplane.Checked("netns cookie", "kernel 5.14", haveNetnsCookie(), "no NodePorts on loopback addresses; a client whose sockets and packets are both balanced has an affinity for each", false),
 		dataplane.Checked("path MTU", "kernel 5.12", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnCheckMtu), "a packet that does not fit its path is answered with the next smaller usual MTU", false),
 		dataplane.Checked("coarse clock", "kernel 5.11", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs), "some nanoseconds per packet", false),
-		checkForwarding("net/ipv4/ip_forward"),
-		checkForwarding("net/ipv6/conf/all/forwarding"),
 		checkPorts(o),
-	}
+	}, dataplane.CheckForwarding()...)
 }
 
 // prepareCheck is prepareBPFFS without making anything.
@@ -91,14 +88,6 @@ func haveTCX() error {
 		}
 	}
 	return ebpf.ErrNotSupported
-}
-
-func checkForwarding(key string) dataplane.CheckResult {
-	b, err := os.ReadFile("/proc/sys/" + key)
-	if err == nil && strings.TrimSpace(string(b)) == "0" {
-		err = fmt.Errorf("%s is 0: set it with `sysctl -w %s=1`", strings.ReplaceAll(key, "/", "."), strings.ReplaceAll(key, "/", "."))
-	}
-	return dataplane.Checked(strings.ReplaceAll(key, "/", "."), "1", err, "packets to Backends of other devices are not forwarded", false)
 }
 
 // checkPorts: a masqueraded flow must not take a port that a process of the

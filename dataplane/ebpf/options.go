@@ -6,6 +6,7 @@
 package ebpf
 
 import (
+	"cmp"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -80,31 +81,24 @@ type Timeouts struct {
 }
 
 func (o Options) withDefaults() Options {
-	setDefault(&o.BPFFS, DefaultBPFFS)
-	setDefault(&o.FrontendsMax, DefaultFrontendsMax)
-	setDefault(&o.SlotsMax, DefaultSlotsMax)
-	setDefault(&o.ServicesMax, DefaultServicesMax)
-	setDefault(&o.AffinityMax, DefaultAffinityMax)
-	setDefault(&o.DatagramsMax, DefaultDatagramsMax)
-	setDefault(&o.ConntrackMax, conntrackMaxForMemory())
-	setDefault(&o.Timeouts.TCPEstablished, 24*time.Hour)
-	setDefault(&o.Timeouts.TCPTransient, 60*time.Second)
-	setDefault(&o.Timeouts.UDP, 30*time.Second)
-	setDefault(&o.Timeouts.UDPStream, 180*time.Second)
-	setDefault(&o.Timeouts.SCTP, 5*time.Minute)
-	setDefault(&o.MasqueradePortMin, defaultMasqueradePortMin)
-	setDefault(&o.MasqueradePortMax, defaultMasqueradePortMax)
+	o.BPFFS = cmp.Or(o.BPFFS, DefaultBPFFS)
+	o.FrontendsMax = cmp.Or(o.FrontendsMax, DefaultFrontendsMax)
+	o.SlotsMax = cmp.Or(o.SlotsMax, DefaultSlotsMax)
+	o.ServicesMax = cmp.Or(o.ServicesMax, DefaultServicesMax)
+	o.AffinityMax = cmp.Or(o.AffinityMax, DefaultAffinityMax)
+	o.DatagramsMax = cmp.Or(o.DatagramsMax, DefaultDatagramsMax)
+	o.ConntrackMax = cmp.Or(o.ConntrackMax, conntrackMaxForMemory())
+	o.Timeouts.TCPEstablished = cmp.Or(o.Timeouts.TCPEstablished, 24*time.Hour)
+	o.Timeouts.TCPTransient = cmp.Or(o.Timeouts.TCPTransient, 60*time.Second)
+	o.Timeouts.UDP = cmp.Or(o.Timeouts.UDP, 30*time.Second)
+	o.Timeouts.UDPStream = cmp.Or(o.Timeouts.UDPStream, 180*time.Second)
+	o.Timeouts.SCTP = cmp.Or(o.Timeouts.SCTP, 5*time.Minute)
+	o.MasqueradePortMin = cmp.Or(o.MasqueradePortMin, defaultMasqueradePortMin)
+	o.MasqueradePortMax = cmp.Or(o.MasqueradePortMax, defaultMasqueradePortMax)
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
 	return o
-}
-
-func setDefault[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
 }
 
 func conntrackMaxForMemory() int {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -34,7 +33,7 @@ func Check(o Options) []dataplane.CheckResult {
 		checks = append(checks, dataplane.Checked(feature.name, "", probe(f, false, feature.rules), feature.cost, feature.required))
 	}
 	checks = append(checks, dataplane.Checked("IPv6 NAT", "", probe(f, true, natFeature), "IPv6 Services are not served", false))
-	return append(checks, checkRecent(), checkForwarding("net/ipv4/ip_forward"), checkForwarding("net/ipv6/conf/all/forwarding"))
+	return append(append(checks, checkRecent()), dataplane.CheckForwarding()...)
 }
 
 // feature is a sort of rule that the kernel and the commands must both know.
@@ -112,13 +111,4 @@ func checkRecent() dataplane.CheckResult {
 		err = fmt.Errorf("100 for each Backend; more with xt_recent.ip_list_tot=N at boot (modprobe option)")
 	}
 	return dataplane.Checked("clients with affinity", n+" for each Backend", err, "of more clients than that the one unseen for longest loses its affinity", false)
-}
-
-func checkForwarding(key string) dataplane.CheckResult {
-	v, err := os.ReadFile(filepath.Join("/proc/sys", key))
-	value := strings.TrimSpace(string(v))
-	if err == nil && value == "0" {
-		err = fmt.Errorf("%s is 0", strings.ReplaceAll(key, "/", "."))
-	}
-	return dataplane.Checked(key, value, err, "nothing is forwarded to pods and other nodes", false)
 }

@@ -60,7 +60,7 @@ func Check(o Options) []dataplane.CheckResult {
 			out = append(out, checkSysctl(s))
 		}
 	}
-	return append(out, checkForwarding("ipv4/ip_forward"), checkForwarding("ipv6/conf/all/forwarding"))
+	return append(out, dataplane.CheckForwarding()...)
 }
 
 // inNewNamespace runs f on a thread of its own, which ends with it, in a
@@ -129,13 +129,4 @@ func checkSysctl(s sysctl) dataplane.CheckResult {
 		v = fmt.Sprintf("%s; fairlead run sets it to %s", v, s.value)
 	}
 	return dataplane.Checked(name, v, err, s.cost, s.key == "ipv4/vs/conntrack")
-}
-
-func checkForwarding(key string) dataplane.CheckResult {
-	name := "net." + strings.ReplaceAll(key, "/", ".")
-	v, err := readSysctl(key)
-	if err == nil && v == "0" {
-		err = fmt.Errorf("%s is 0: set it with `sysctl -w %s=1`", name, name)
-	}
-	return dataplane.Checked(name, v, err, "packets to Backends of other devices are not forwarded", false)
 }

@@ -8,6 +8,7 @@
 package ipvs
 
 import (
+	"cmp"
 	"log/slog"
 	"time"
 )
@@ -58,19 +59,12 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
-	setDefault(&o.Scheduler, DefaultScheduler)
-	setDefault(&o.MarkPrefix, DefaultMarkPrefix)
-	setDefault(&o.DrainTimeout, DefaultDrainTimeout)
-	setDefault(&o.AffinityMax, DefaultAffinityMax)
+	o.Scheduler = cmp.Or(o.Scheduler, DefaultScheduler)
+	o.MarkPrefix = cmp.Or(o.MarkPrefix, DefaultMarkPrefix)
+	o.DrainTimeout = cmp.Or(o.DrainTimeout, DefaultDrainTimeout)
+	o.AffinityMax = cmp.Or(o.AffinityMax, DefaultAffinityMax)
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
 	return o
-}
-
-func setDefault[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
 }

@@ -3,10 +3,6 @@
 package nftables
 
 import (
-	"fmt"
-	"os"
-	"strings"
-
 	"fairlead.dev/dataplane"
 	"fairlead.dev/dataplane/netfilter"
 )
@@ -22,7 +18,7 @@ func Check(o Options) []dataplane.CheckResult {
 	for _, f := range families {
 		results = append(results, dataplane.Checked("nftables table "+f.String(), "kernel 5.10", checkFamily(f, o), "no nftables dataplane", true))
 	}
-	return append(results, checkForwarding("net/ipv4/ip_forward"), checkForwarding("net/ipv6/conf/all/forwarding"))
+	return append(results, dataplane.CheckForwarding()...)
 }
 
 func checkSocket() error {
@@ -66,13 +62,4 @@ func checkFamily(f *family, o Options) error {
 		return err
 	}
 	return k.commit(func(m *messages) { removeTable(m, f, checkTable) })
-}
-
-func checkForwarding(key string) dataplane.CheckResult {
-	name := strings.ReplaceAll(key, "/", ".")
-	b, err := os.ReadFile("/proc/sys/" + key)
-	if err == nil && strings.TrimSpace(string(b)) == "0" {
-		err = fmt.Errorf("%s is 0: set it with `sysctl -w %s=1`", name, name)
-	}
-	return dataplane.Checked(name, "1", err, "packets to Backends of other devices are not forwarded", false)
 }
