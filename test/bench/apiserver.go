@@ -22,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"fairlead.dev/test/internal/namespace"
 )
 
 // apiServer stands in for a kube-apiserver towards one agent: it lists and
@@ -52,8 +54,8 @@ type apiEvent struct {
 }
 
 // startAPIServer serves n Services on the loopback of a namespace.
-func startAPIServer(ns *namespace, n int, nodeAddresses ...string) (s *apiServer, err error) {
-	err = ns.do(func() error {
+func startAPIServer(ns *namespace.Namespace, n int, nodeAddresses ...string) (s *apiServer, err error) {
+	err = ns.Do(func() error {
 		listener, err := net.Listen("tcp4", "127.0.0.1:0")
 		if err == nil {
 			s = serveAPI(listener, n, nodeAddresses...)

@@ -64,7 +64,7 @@ func (b *bench) variants(s *site, p *place, ipv6 bool) []variant {
 		pods = append(pods, netip.AddrPortFrom(of(firstBefore+k), serverPort))
 	}
 	plain, hooked := b.lab.cgroupDir("server"), b.lab.cgroupDir(p.pods)
-	here, there := s.client.path(), b.lab.bare.client.path()
+	here, there := s.client.Path(), b.lab.bare.client.Path()
 	return []variant{
 		bareVariant:     {"a node without fairlead", there, plain, pods},
 		unhookedVariant: {"a cgroup without hooks", here, plain, pods},

@@ -11,11 +11,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/test/internal/cgroup"
 )
 
 // startJanitor starts a process that removes a directory with its mounts, and
@@ -54,9 +55,9 @@ func clean(in io.Reader) (status int) {
 	if len(lines) != 2 {
 		return 1
 	}
-	dir, cgroup := lines[0], lines[1]
+	dir, group := lines[0], lines[1]
 	for _, f := range []func() error{
-		func() error { return removeCgroup(cgroup) },
+		func() error { return endCgroup(group) },
 		func() error { return unmountBelow(dir) },
 		func() error { return os.RemoveAll(dir) },
 	} {
@@ -68,27 +69,12 @@ func clean(in io.Reader) (status int) {
 	return status
 }
 
-// removeCgroup ends what runs in a cgroup and those below it.
-func removeCgroup(root string) error {
-	kill := filepath.Join(root, "cgroup.kill")
-	if err := os.WriteFile(kill, []byte("1"), 0); errors.Is(err, fs.ErrNotExist) {
+// endCgroup ends what runs in a cgroup and those below it.
+func endCgroup(root string) error {
+	if err := os.WriteFile(filepath.Join(root, "cgroup.kill"), []byte("1"), 0); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	var dirs []string
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			dirs = append(dirs, path)
-		}
-		return nil
-	})
-	for _, dir := range slices.Backward(dirs) {
-		for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-			if err = os.Remove(dir); err == nil || time.Now().After(end) {
-				break
-			}
-		}
-	}
-	return err
+	return cgroup.Remove(root, 5*time.Second)
 }
 
 func unmountBelow(dir string) error {

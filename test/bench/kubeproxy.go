@@ -55,7 +55,7 @@ func kubeProxyReady(ctx context.Context, r *race, n int) error {
 	var found int
 	for ; ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
 		var out []byte
-		err := r.site.node.do(func() (err error) {
+		err := r.site.node.Do(func() (err error) {
 			out, err = exec.CommandContext(ctx, "nft", "list", "map", "ip", "kube-proxy", "service-ips").CombinedOutput()
 			return err
 		})

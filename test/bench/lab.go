@@ -10,9 +10,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/test/internal/cgroup"
+	"fairlead.dev/test/internal/namespace"
 )
 
 // The addresses of the server pod: those that Backends of the probed Service
@@ -31,7 +33,7 @@ func podIPv6(last int) netip.Addr {
 
 // site is a node with a client pod and a server pod, each with a veth to it.
 type site struct {
-	node, client, server *namespace
+	node, client, server *namespace.Namespace
 	serving              *process // ends when nobody holds it
 }
 
@@ -43,12 +45,12 @@ type lab struct {
 	janitor *exec.Cmd
 	hooked  *site
 	bare    *site
-	spaces  []*namespace
+	spaces  []*namespace.Namespace
 	places  int
 }
 
 func newLab() (l *lab, err error) {
-	mount, err := cgroup2Mount()
+	mount, err := cgroup.Mount()
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +85,7 @@ func (l *lab) kill() {
 
 func (l *lab) close() error {
 	for _, ns := range l.spaces {
-		ns.close()
+		ns.Close()
 	}
 	if l.janitor == nil {
 		return nil
@@ -91,8 +93,16 @@ func (l *lab) close() error {
 	return finishJanitor(l.janitor)
 }
 
-func (l *lab) newNamespace() (*namespace, error) {
-	ns, err := newNamespace()
+// sysctls of every namespace: addresses are usable at once, the nodes forward.
+var sysctls = map[string]string{
+	"ipv6/conf/all/accept_dad": "0", "ipv6/conf/default/accept_dad": "0",
+	"ipv6/conf/all/disable_ipv6": "0", "ipv6/conf/default/disable_ipv6": "0",
+	"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv6/conf/default/forwarding": "1",
+	"core/somaxconn": "65535", "ipv4/tcp_max_syn_backlog": "65535",
+}
+
+func (l *lab) newNamespace() (*namespace.Namespace, error) {
+	ns, err := namespace.New(sysctls)
 	if err == nil {
 		l.spaces = append(l.spaces, ns)
 	}
@@ -101,7 +111,7 @@ func (l *lab) newNamespace() (*namespace, error) {
 
 func (l *lab) newSite() (*site, error) {
 	s := &site{}
-	for _, ns := range []**namespace{&s.node, &s.client, &s.server} {
+	for _, ns := range []**namespace.Namespace{&s.node, &s.client, &s.server} {
 		var err error
 		if *ns, err = l.newNamespace(); err != nil {
 			return nil, err
@@ -122,38 +132,38 @@ func (l *lab) closeSite(s *site) {
 	if s.serving != nil {
 		s.serving.stop()
 	}
-	for _, ns := range []*namespace{s.node, s.client, s.server} {
+	for _, ns := range []*namespace.Namespace{s.node, s.client, s.server} {
 		if ns != nil {
-			ns.close()
-			l.spaces = slices.DeleteFunc(l.spaces, func(other *namespace) bool { return other == ns })
+			ns.Close()
+			l.spaces = slices.DeleteFunc(l.spaces, func(other *namespace.Namespace) bool { return other == ns })
 		}
 	}
 }
 
 // addPod plugs a pod with n addresses, whose last bytes begin at first, into a
 // node, as a CNI plugin of the kind "ptp" does.
-func addPod(node, pod *namespace, port string, first, n int) error {
-	if err := wire(node, port, pod, "eth0"); err != nil {
+func addPod(node, pod *namespace.Namespace, port string, first, n int) error {
+	if err := namespace.Wire(node, port, pod, "eth0", 0); err != nil {
 		return err
 	}
 	gateways := []netip.Addr{podIPv4(1), podIPv6(1)}
 	for i, of := range []func(int) netip.Addr{podIPv4, podIPv6} {
-		if err := node.address(port, gateways[i]); err != nil {
+		if err := node.Address(port, host(gateways[i])); err != nil {
 			return err
 		}
 		for last := first; last < first+n; last++ {
-			if err := pod.address("eth0", of(last)); err != nil {
+			if err := pod.Address("eth0", host(of(last))); err != nil {
 				return err
 			}
-			if err := node.route(host(of(last)), netip.Addr{}, port); err != nil {
+			if err := node.Route(host(of(last)), netip.Addr{}, port); err != nil {
 				return err
 			}
 		}
-		if err := pod.route(host(gateways[i]), netip.Addr{}, "eth0"); err != nil {
+		if err := pod.Route(host(gateways[i]), netip.Addr{}, "eth0"); err != nil {
 			return err
 		}
 		all := netip.PrefixFrom(map[bool]netip.Addr{false: netip.IPv4Unspecified(), true: netip.IPv6Unspecified()}[i == 1], 0)
-		if err := pod.route(all, gateways[i], "eth0"); err != nil {
+		if err := pod.Route(all, gateways[i], "eth0"); err != nil {
 			return err
 		}
 	}
@@ -195,19 +205,3 @@ func (p *place) leave() error {
 }
 
 func (l *lab) cgroupDir(name string) string { return filepath.Join(l.cgroup, name) }
-
-// cgroup2Mount finds where cgroup2 is mounted, alone or beside version 1.
-func cgroup2Mount() (string, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return "", fmt.Errorf("find cgroup2: %w", err)
-	}
-	for line := range strings.Lines(string(text)) {
-		before, after, _ := strings.Cut(line, " - ")
-		fields := strings.Fields(before)
-		if strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" {
-			return fields[4], nil
-		}
-	}
-	return "", errors.New("find cgroup2: it is not mounted; mount -t cgroup2 none /sys/fs/cgroup/unified")
-}

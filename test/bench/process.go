@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/test/internal/namespace"
 )
 
 // roleVariable makes this program, started again, play a part in the lab.
@@ -89,7 +91,7 @@ type process struct {
 }
 
 // start starts this program again, in a namespace and a cgroup of the lab.
-func (l *lab) start(role string, ns *namespace, cgroup string) (*process, error) {
+func (l *lab) start(role string, ns *namespace.Namespace, cgroup string) (*process, error) {
 	cmd := again(role)
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -124,7 +126,7 @@ func again(role string) *exec.Cmd {
 }
 
 // launch starts a command in a namespace and a cgroup of the lab.
-func (l *lab) launch(cmd *exec.Cmd, ns *namespace, cgroup string) error {
+func (l *lab) launch(cmd *exec.Cmd, ns *namespace.Namespace, cgroup string) error {
 	path := l.cgroupDir(cgroup)
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -138,7 +140,7 @@ func (l *lab) launch(cmd *exec.Cmd, ns *namespace, cgroup string) error {
 		cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	}
 	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
-	return ns.do(cmd.Start)
+	return ns.Do(cmd.Start)
 }
 
 func (p *process) ask(op string, arg, result any) error {

@@ -84,7 +84,7 @@ func (p *prober) drops(reason string) (count uint64) {
 	if reason == "" {
 		return 0
 	}
-	err := p.agent().thread.do(func() error {
+	err := p.agent().thread.Do(func() error {
 		_, rows, err := p.reader.Counters()
 		for _, row := range rows {
 			if row.Reason == reason {
@@ -125,7 +125,7 @@ func (p *prober) destination(svc *service, who string) netip.AddrPort {
 
 func (pr *probe) explain() {
 	pr.p.t.Helper()
-	err := pr.p.agent().thread.do(func() (err error) {
+	err := pr.p.agent().thread.Do(func() (err error) {
 		pr.answer, err = kernel.Explain(pr.p.reader, pr.q, kernel.Options{PacketPath: slices.Contains(packetPath, pr.who)})
 		return err
 	})

@@ -21,6 +21,7 @@ import (
 	"fairlead.dev/dataplane/ipvs"
 	"fairlead.dev/dataplane/nftables"
 	"fairlead.dev/explain"
+	"fairlead.dev/test/internal/namespace"
 )
 
 // inspected is a Dataplane that explain is asked about.
@@ -95,8 +96,8 @@ func (d *inspected) run(t *testing.T) {
 	b := &bench{lab: newLab(t), target: d.Target}
 	t.Cleanup(func() { b.close(t) })
 	// Refusals are many, and ICMP errors are limited by default.
-	if err := b.lab.nodes[0].ns.do(func() error {
-		return writeSysctls(map[string]string{"ipv4/icmp_ratelimit": "0", "ipv6/icmp/ratelimit": "0"})
+	if err := b.lab.nodes[0].ns.Do(func() error {
+		return namespace.WriteSysctls(map[string]string{"ipv4/icmp_ratelimit": "0", "ipv6/icmp/ratelimit": "0"})
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +133,7 @@ func (p *prober) agent() *agent { return p.bench.agents[0] }
 
 func (p *prober) openReader() {
 	p.t.Helper()
-	err := p.agent().thread.do(func() error {
+	err := p.agent().thread.Do(func() error {
 		r, err := p.read(p.bench.lab.nodes[0])
 		if err == nil {
 			p.reader = r.(dataplane.Inspector)
@@ -253,7 +254,7 @@ func (p *prober) compare() {
 				continue // not programmed, see docs/semantics.md
 			}
 			var in *dataplane.Inspection
-			err := p.agent().thread.do(func() (err error) {
+			err := p.agent().thread.Do(func() (err error) {
 				in, err = p.reader.Inspect(want.FrontendKey)
 				return err
 			})

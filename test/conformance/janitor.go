@@ -7,15 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/test/internal/cgroup"
 )
 
 // janitor is a process that removes what the kernel does not remove by itself
@@ -84,48 +84,7 @@ func removeThing(kind, path string) error {
 	case removeDir:
 		return os.RemoveAll(path)
 	case removeCgroup:
-		return removeCgroupTree(path)
+		return cgroup.Remove(path, 3*time.Second)
 	}
 	return errors.New("unknown kind")
-}
-
-// removeCgroupTree waits for the processes in it, which end by themselves.
-func removeCgroupTree(root string) error {
-	var dirs []string
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			dirs = append(dirs, path)
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	for _, dir := range slices.Backward(dirs) {
-		for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-			if err = os.Remove(dir); err == nil || time.Now().After(deadline) {
-				break
-			}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// cgroup2Mount finds where cgroup2 is mounted, alone or beside version 1.
-func cgroup2Mount() (string, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return "", fmt.Errorf("find cgroup2: %w", err)
-	}
-	for line := range strings.Lines(string(text)) {
-		before, after, _ := strings.Cut(line, " - ")
-		fields := strings.Fields(before)
-		if strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" {
-			return fields[4], nil
-		}
-	}
-	return "", errors.New("find cgroup2: it is not mounted; mount -t cgroup2 none /sys/fs/cgroup/unified")
 }

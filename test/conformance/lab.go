@@ -10,6 +10,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/test/internal/cgroup"
+	"fairlead.dev/test/internal/namespace"
 )
 
 // Node is one node of the lab, as a Dataplane has to know it.
@@ -34,7 +37,7 @@ type Node struct {
 	PodCIDRs []netip.Prefix
 
 	index int
-	ns    *namespace
+	ns    *namespace.Namespace
 }
 
 // uplink is the one interface of a node that is not a pod's.
@@ -83,10 +86,10 @@ type lab struct {
 	root    string
 	cgroups string
 	janitor *janitor
-	router  *namespace
+	router  *namespace.Namespace
 	nodes   [2]*Node
 	members map[string]*member
-	spaces  []*namespace
+	spaces  []*namespace.Namespace
 }
 
 // newLab builds it; whatever happens, t's cleanup takes it down.
@@ -114,7 +117,7 @@ func (l *lab) close() error {
 		m.stop()
 	}
 	for _, ns := range l.spaces {
-		ns.close()
+		ns.Close()
 	}
 	if l.janitor == nil {
 		return nil
@@ -124,7 +127,7 @@ func (l *lab) close() error {
 
 // buildPlaces makes the directory, the cgroup and the mounts of this lab.
 func (l *lab) buildPlaces() error {
-	mount, err := cgroup2Mount()
+	mount, err := cgroup.Mount()
 	if err != nil {
 		return err
 	}
@@ -144,7 +147,7 @@ func (l *lab) buildPlaces() error {
 	return l.janitor.later(removeCgroup, l.cgroups)
 }
 
-func (l *lab) newNamespace(sysctls ...map[string]string) (*namespace, error) {
+func (l *lab) newNamespace(sysctls ...map[string]string) (*namespace.Namespace, error) {
 	all := map[string]string{
 		"ipv6/conf/all/accept_dad": "0", "ipv6/conf/default/accept_dad": "0",
 		"ipv6/conf/all/disable_ipv6": "0", "ipv6/conf/default/disable_ipv6": "0",
@@ -154,7 +157,7 @@ func (l *lab) newNamespace(sysctls ...map[string]string) (*namespace, error) {
 			all[k] = v
 		}
 	}
-	ns, err := newNamespace(all)
+	ns, err := namespace.New(all)
 	if err == nil {
 		l.spaces = append(l.spaces, ns)
 	}
@@ -175,7 +178,7 @@ func (l *lab) buildNodes() error {
 			return err
 		}
 		n := &Node{
-			Name: fmt.Sprintf("node%d", i+1), NetNSPath: ns.path(), Devices: []string{uplink}, ns: ns, index: i + 1,
+			Name: fmt.Sprintf("node%d", i+1), NetNSPath: ns.Path(), Devices: []string{uplink}, ns: ns, index: i + 1,
 			PrimaryIPv4: netip.AddrFrom4([4]byte{192, 0, 2, byte(11 + i)}),
 			PrimaryIPv6: netip.MustParseAddr(fmt.Sprintf("2001:db8::1%d", 1+i)),
 			PodCIDRs: []netip.Prefix{
@@ -202,14 +205,14 @@ func (l *lab) buildNodes() error {
 func (l *lab) routeNodes() error {
 	for _, n := range l.nodes {
 		for i, via := range []netip.Addr{n.PrimaryIPv4, n.PrimaryIPv6} {
-			if err := l.router.route(n.PodCIDRs[i], via, "bridge0"); err != nil {
+			if err := l.router.Route(n.PodCIDRs[i], via, "bridge0"); err != nil {
 				return err
 			}
 		}
 	}
 	for i, via := range []netip.Addr{l.nodes[0].PrimaryIPv4, l.nodes[0].PrimaryIPv6} {
 		for _, p := range []netip.Prefix{externalCIDRs[i], ServiceCIDRs[i]} {
-			if err := l.router.route(p, via, "bridge0"); err != nil {
+			if err := l.router.Route(p, via, "bridge0"); err != nil {
 				return err
 			}
 		}
@@ -217,7 +220,7 @@ func (l *lab) routeNodes() error {
 	for i, n := range l.nodes {
 		other := l.nodes[1-i]
 		for j, via := range []netip.Addr{other.PrimaryIPv4, other.PrimaryIPv6} {
-			if err := n.ns.route(other.PodCIDRs[j], via, uplink); err != nil {
+			if err := n.ns.Route(other.PodCIDRs[j], via, uplink); err != nil {
 				return err
 			}
 		}

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"fairlead.dev/test/internal/cgroup"
 )
 
 // Lab is the topology of the cases for tests that bring their own load: its
@@ -48,7 +50,7 @@ func (l *Lab) member(name string) (Member, error) {
 	if m == nil {
 		return Member{}, fmt.Errorf("nobody in the lab is called %q", name)
 	}
-	mount, err := cgroup2Mount()
+	mount, err := cgroup.Mount()
 	if err != nil {
 		return Member{}, err
 	}

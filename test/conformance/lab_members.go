@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+
+	"fairlead.dev/test/internal/namespace"
 )
 
 // Addresses of the router and the clients.
@@ -38,10 +40,10 @@ func (l *lab) buildRouter() error {
 		return err
 	}
 	l.router = ns
-	if err := ns.nl.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bridge0", MTU: ordinaryMTU}}); err != nil {
+	if err := ns.Links.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bridge0", MTU: ordinaryMTU}}); err != nil {
 		return fmt.Errorf("make the bridge: %w", err)
 	}
-	if err := ns.up("bridge0"); err != nil {
+	if err := ns.Up("bridge0"); err != nil {
 		return err
 	}
 	return addressBoth(ns, "bridge0", routerAddresses, 24, 64)
@@ -49,18 +51,18 @@ func (l *lab) buildRouter() error {
 
 // plug gives a namespace a link to the bridge and a default route. The further
 // addresses come first: Linux speaks from the IPv6 address it got last.
-func (l *lab) plug(ns *namespace, link, name string, a addresses, further ...addresses) error {
+func (l *lab) plug(ns *namespace.Namespace, link, name string, a addresses, further ...addresses) error {
 	port := "to-" + name
-	if err := wire(l.router, port, ns, link, ordinaryMTU); err != nil {
+	if err := namespace.Wire(l.router, port, ns, link, ordinaryMTU); err != nil {
 		return err
 	}
-	p, err := l.router.nl.LinkByName(port)
+	p, err := l.router.Links.LinkByName(port)
 	if err != nil {
 		return fmt.Errorf("find bridge port: %w", err)
 	}
-	b, err := l.router.nl.LinkByName("bridge0")
+	b, err := l.router.Links.LinkByName("bridge0")
 	if err == nil {
-		err = l.router.nl.LinkSetMaster(p, b)
+		err = l.router.Links.LinkSetMaster(p, b)
 	}
 	if err != nil {
 		return fmt.Errorf("join %s to the bridge: %w", port, err)
@@ -76,18 +78,18 @@ func (l *lab) plug(ns *namespace, link, name string, a addresses, further ...add
 	return defaultVia(ns, link, routerAddresses)
 }
 
-func addressBoth(ns *namespace, link string, a addresses, bits4, bits6 int) error {
-	if err := ns.address(link, netip.PrefixFrom(a.v4, bits4)); err != nil {
+func addressBoth(ns *namespace.Namespace, link string, a addresses, bits4, bits6 int) error {
+	if err := ns.Address(link, netip.PrefixFrom(a.v4, bits4)); err != nil {
 		return err
 	}
-	return ns.address(link, netip.PrefixFrom(a.v6, bits6))
+	return ns.Address(link, netip.PrefixFrom(a.v6, bits6))
 }
 
-func defaultVia(ns *namespace, link string, via addresses) error {
-	if err := ns.route(defaultRoutes[0], via.v4, link); err != nil {
+func defaultVia(ns *namespace.Namespace, link string, via addresses) error {
+	if err := ns.Route(defaultRoutes[0], via.v4, link); err != nil {
 		return err
 	}
-	return ns.route(defaultRoutes[1], via.v6, link)
+	return ns.Route(defaultRoutes[1], via.v6, link)
 }
 
 // podPlan is one pod: its node, its last address byte, and its peculiarity.
@@ -151,7 +153,7 @@ func (l *lab) buildPod(p podPlan) error {
 		return err
 	}
 	port := "pod-" + p.name
-	if err := wire(n.ns, port, ns, "eth0", p.mtu); err != nil {
+	if err := namespace.Wire(n.ns, port, ns, "eth0", p.mtu); err != nil {
 		return err
 	}
 	gateway, a := n.gateway(), n.pod(p.last)
@@ -162,7 +164,7 @@ func (l *lab) buildPod(p podPlan) error {
 		return err
 	}
 	for _, host := range []netip.Addr{a.v4, a.v6} {
-		if err := n.ns.route(netip.PrefixFrom(host, host.BitLen()), netip.Addr{}, port); err != nil {
+		if err := n.ns.Route(netip.PrefixFrom(host, host.BitLen()), netip.Addr{}, port); err != nil {
 			return err
 		}
 	}
@@ -170,7 +172,7 @@ func (l *lab) buildPod(p podPlan) error {
 		return nil
 	}
 	for _, host := range []netip.Addr{gateway.v4, gateway.v6} {
-		if err := ns.route(netip.PrefixFrom(host, host.BitLen()), netip.Addr{}, "eth0"); err != nil {
+		if err := ns.Route(netip.PrefixFrom(host, host.BitLen()), netip.Addr{}, "eth0"); err != nil {
 			return err
 		}
 	}
@@ -225,7 +227,7 @@ func (l *lab) buildFarClient() error {
 	if err != nil {
 		return err
 	}
-	if err := wire(l.router, "to-far", ns, "eth0", narrowMTU); err != nil {
+	if err := namespace.Wire(l.router, "to-far", ns, "eth0", narrowMTU); err != nil {
 		return err
 	}
 	if err := addressBoth(l.router, "to-far", farLinkAddresses, 24, 64); err != nil {
@@ -240,7 +242,7 @@ func (l *lab) buildFarClient() error {
 	return l.enlist("far", &member{addresses: farAddresses}, ns, filepath.Join(l.cgroups, "elsewhere", "far"))
 }
 
-func (l *lab) enlist(name string, m *member, ns *namespace, cgroup string) error {
+func (l *lab) enlist(name string, m *member, ns *namespace.Namespace, cgroup string) error {
 	if err := os.MkdirAll(cgroup, 0o755); err != nil {
 		return fmt.Errorf("make cgroup of %s: %w", name, err)
 	}

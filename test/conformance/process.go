@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"sync"
 	"syscall"
+
+	"fairlead.dev/test/internal/namespace"
 )
 
 // Environment of a test binary that is started as something else.
@@ -49,7 +51,7 @@ type process struct {
 }
 
 // startProcess starts this binary again in ns and in the cgroup directory.
-func startProcess(name string, ns *namespace, cgroupDir string) (*process, error) {
+func startProcess(name string, ns *namespace.Namespace, cgroupDir string) (*process, error) {
 	dir, err := os.Open(cgroupDir)
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup of process %s: %w", name, err)
@@ -61,7 +63,7 @@ func startProcess(name string, ns *namespace, cgroupDir string) (*process, error
 	}
 	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
 	// A child is born in the network namespace of the thread that forks it.
-	if err := ns.do(cmd.Start); err != nil {
+	if err := ns.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("start process %s: %w", name, err)
 	}
 	p := &process{name: name, cmd: cmd, in: in, waiting: map[uint64]chan reply{}}

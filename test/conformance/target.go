@@ -16,6 +16,7 @@ import (
 
 	"fairlead.dev/controller/compile"
 	"fairlead.dev/dataplane"
+	"fairlead.dev/test/internal/namespace"
 )
 
 // Target is a Dataplane to put through the table.
@@ -53,7 +54,7 @@ const zone = "zone-1"
 // the Changes.
 type agent struct {
 	node     *Node
-	thread   *resident
+	thread   *namespace.Thread
 	dp       dataplane.Dataplane
 	compiler *compile.Compiler
 	problems []compile.Problem
@@ -63,7 +64,7 @@ type agent struct {
 func newAgent(target Target, n *Node) (*agent, error) {
 	a := &agent{node: n, compiler: compile.New(compile.Options{})}
 	var err error
-	if a.thread, err = newResident(n.ns); err != nil {
+	if a.thread, err = namespace.NewThread(n.ns.Path()); err != nil {
 		return nil, err
 	}
 	a.compiler.SetNode(compile.NodeFacts{
@@ -73,7 +74,7 @@ func newAgent(target Target, n *Node) (*agent, error) {
 		InternalSources: ClusterCIDRs, ServiceCIDRs: ServiceCIDRs,
 	})
 	a.compiler.Compile()
-	err = a.thread.do(func() (err error) {
+	err = a.thread.Do(func() (err error) {
 		a.dp, err = target.New(n)
 		return err
 	})
@@ -91,7 +92,7 @@ func newAgent(target Target, n *Node) (*agent, error) {
 
 // sync is the full check: it returns how much of the kernel was not as it should be.
 func (a *agent) sync() (changed int, err error) {
-	err = a.thread.do(func() error {
+	err = a.thread.Do(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), applyWithin)
 		defer cancel()
 		changed, err = a.dp.Sync(ctx, a.compiler.Table())
@@ -110,7 +111,7 @@ func (a *agent) apply() error {
 	if r.Change.Empty() {
 		return nil
 	}
-	err := a.thread.do(func() error {
+	err := a.thread.Do(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), applyWithin)
 		defer cancel()
 		return a.dp.Apply(ctx, r.Change)
@@ -122,8 +123,8 @@ func (a *agent) apply() error {
 }
 
 func (a *agent) close() error {
-	err := a.thread.do(a.dp.Close)
-	a.thread.close()
+	err := a.thread.Do(a.dp.Close)
+	a.thread.Close()
 	return err
 }
 

@@ -326,7 +326,7 @@ func TestTraceOfNetfilterTellsNewFlows(t *testing.T) {
 // goroutine need not be there.
 func inNode(t *testing.T, n *Node, f func()) {
 	t.Helper()
-	if err := n.ns.do(func() error { f(); return nil }); err != nil {
+	if err := n.ns.Do(func() error { f(); return nil }); err != nil {
 		t.Fatal(fmt.Errorf("in %s: %w", n.Name, err))
 	}
 }

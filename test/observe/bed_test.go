@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"fairlead.dev/test/conformance"
+	"fairlead.dev/test/internal/namespace"
 	"fairlead.dev/test/internal/output"
 	"fairlead.dev/test/internal/traffic"
 )
@@ -39,7 +40,7 @@ type bed struct {
 	t      *testing.T // the whole test's: what is started ends with it
 	node   *conformance.Node
 	lab    *conformance.Lab
-	thread *traffic.Thread
+	thread *namespace.Thread
 	host   conformance.Member
 	pods   map[string]conformance.Member
 	binary string
@@ -64,7 +65,7 @@ func newBed(t *testing.T) *bed {
 		t.Fatalf("build cmd/fairlead: %v\n%s", err, out)
 	}
 	var err error
-	if b.thread, err = traffic.NewThread(b.node.NetNSPath); err != nil {
+	if b.thread, err = namespace.NewThread(b.node.NetNSPath); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.thread.Close)

@@ -45,7 +45,7 @@ func (b *bed) startAgent(build int, more ...string) *agent {
 	a.cmd.Args = append(a.cmd.Args, more...)
 	a.cmd.Stderr = &a.log
 	a.started, a.short = monotonic(), cpuShort()
-	if err := b.thread.start(a.cmd, b.member("host1").CgroupDir); err != nil {
+	if err := b.thread.Start(a.cmd, b.member("host1").CgroupDir); err != nil {
 		b.t.Fatalf("start the agent: %v", err)
 	}
 	go func() {

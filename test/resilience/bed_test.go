@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"fairlead.dev/test/conformance"
+	"fairlead.dev/test/internal/namespace"
 	"fairlead.dev/test/internal/traffic"
 )
 
@@ -65,7 +66,7 @@ type bed struct {
 	t      *testing.T
 	lab    *conformance.Lab
 	node   *conformance.Node
-	thread *resident
+	thread *namespace.Thread
 	// manifests is the agent's directory, state its --state-dir.
 	manifests, state string
 }
@@ -84,10 +85,10 @@ func newBed(t *testing.T) *bed {
 	if err := os.Mkdir(b.manifests, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if b.thread, err = newResident(b.node.NetNSPath); err != nil {
+	if b.thread, err = namespace.NewThread(b.node.NetNSPath); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(b.thread.close)
+	t.Cleanup(b.thread.Close)
 	return b
 }
 
@@ -145,17 +146,3 @@ const (
 )
 
 func monotonic() int64 { return traffic.Monotonic() }
-
-// resident is a thread in a network namespace.
-type resident struct{ *traffic.Thread }
-
-func newResident(netns string) (*resident, error) {
-	t, err := traffic.NewThread(netns)
-	return &resident{t}, err
-}
-
-func (r *resident) do(f func() error) error { return r.Do(f) }
-
-func (r *resident) close() { r.Close() }
-
-func (r *resident) start(cmd *exec.Cmd, cgroupDir string) error { return r.Start(cmd, cgroupDir) }

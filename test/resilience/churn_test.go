@@ -64,7 +64,7 @@ func newChurner(t *testing.T, random *rand.Rand) *churner {
 	c.compiler.SetService(types.NamespacedName{Namespace: "default", Name: c.service.Name}, c.service)
 	c.choose()
 	c.compiler.Compile()
-	err := b.thread.do(func() (err error) {
+	err := b.thread.Do(func() (err error) {
 		c.dp, err = ebpf.New(context.Background(), ebpf.Options{BPFFS: b.node.BPFFS, CgroupRoot: b.node.CgroupRoot, Devices: b.node.Devices})
 		if err == nil {
 			t.Cleanup(func() { c.dp.Close() })
@@ -105,7 +105,7 @@ func (c *churner) replace() error {
 	r := c.compiler.Compile()
 	e := &c.epochs[len(c.epochs)-1]
 	e.begun = monotonic()
-	err := c.thread.do(func() error { return c.dp.Apply(context.Background(), r.Change) })
+	err := c.thread.Do(func() error { return c.dp.Apply(context.Background(), r.Change) })
 	e.done = monotonic()
 	c.applies = append(c.applies, time.Duration(e.done-e.begun))
 	return err

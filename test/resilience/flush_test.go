@@ -43,7 +43,7 @@ func TestAForeignFlushIsRepairedWithinASecondAndCounted(t *testing.T) {
 			}
 			begin, short := time.Now(), cpuShort()
 			cmd := exec.Command(f.command[0], f.command[1:]...)
-			if err := k.thread.do(cmd.Run); err != nil {
+			if err := k.thread.Do(cmd.Run); err != nil {
 				t.Fatalf("%v: %v", f.command, err)
 			}
 			patient := a.within(10 * time.Second)
@@ -73,7 +73,7 @@ func (k *killTown) drift() (n float64) {
 	var body bytes.Buffer
 	cmd := exec.Command("curl", "--silent", "--show-error", "--fail", "http://"+metricsAddress+"/metrics")
 	cmd.Stdout = &body
-	if err := k.thread.do(cmd.Run); err != nil {
+	if err := k.thread.Do(cmd.Run); err != nil {
 		k.t.Fatalf("read the agent's metrics: %v", err)
 	}
 	for line := range strings.Lines(body.String()) {

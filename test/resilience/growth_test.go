@@ -112,7 +112,7 @@ func (k *killTown) changeDevices() error {
 		names[i] = fmt.Sprintf("fairlead%d", i)
 		veth := netlink.NewVeth(netlink.LinkAttrs{Name: names[i]})
 		veth.PeerName = names[i] + "p"
-		if err := k.thread.do(func() error { return netlink.LinkAdd(veth) }); err != nil {
+		if err := k.thread.Do(func() error { return netlink.LinkAdd(veth) }); err != nil {
 			return fmt.Errorf("make device: %w", err)
 		}
 	}
@@ -124,7 +124,7 @@ func (k *killTown) changeDevices() error {
 		return err
 	})
 	for _, name := range names {
-		err = errors.Join(err, k.thread.do(func() error {
+		err = errors.Join(err, k.thread.Do(func() error {
 			l, err := netlink.LinkByName(name)
 			if err != nil {
 				return err

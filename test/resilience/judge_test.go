@@ -154,7 +154,7 @@ func (k *killTown) wantedPins(hooks map[string]int) []string {
 		"trace_counts", "trace_events", "trace_listener", "trace_services"} {
 		pins = append(pins, "fairlead/maps/"+m)
 	}
-	_ = k.thread.do(func() error {
+	_ = k.thread.Do(func() error {
 		all, err := k.hooks()
 		for _, h := range all {
 			name := h.name

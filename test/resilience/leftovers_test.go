@@ -84,7 +84,7 @@ type hook struct {
 // attached counts the programs at every hook of node1, by the hook's name.
 func (b *bed) attached() (count map[string]int, programs []ebpf.ProgramID, err error) {
 	count = map[string]int{}
-	err = b.thread.do(func() error {
+	err = b.thread.Do(func() error {
 		hooks, err := b.hooks()
 		if err != nil {
 			return err

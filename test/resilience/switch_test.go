@@ -171,7 +171,7 @@ func (k *killTown) here(args ...string) (string, error) {
 	cmd := exec.Command(binaries[0], append(args, "--bpffs", k.node.BPFFS)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := k.thread.do(cmd.Run); err != nil {
+	if err := k.thread.Do(cmd.Run); err != nil {
 		return stdout.String(), fmt.Errorf("fairlead %s: %w: %s", strings.Join(args, " "), err, stderr.String())
 	}
 	return stdout.String(), nil

@@ -5,15 +5,13 @@ package cluster
 import (
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
 	"fairlead.dev/podrunner/containerdtest"
+	"fairlead.dev/test/internal/cgroup"
 )
 
 // startJanitor starts a process that removes the cluster's cgroups, which no
@@ -37,34 +35,10 @@ func janitorMain() {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	code := 0
 	for _, top := range containerdtest.CgroupMounts() {
-		if err := removeCgroups(top + os.Getenv(cgroupVariable)); err != nil {
+		if err := cgroup.Remove(top+os.Getenv(cgroupVariable), time.Minute); err != nil {
 			fmt.Fprintln(os.Stderr, "cluster: remove cgroups:", err)
 			code = 1
 		}
 	}
 	os.Exit(code)
-}
-
-// removeCgroups removes a tree, whose processes are about to end.
-func removeCgroups(root string) error {
-	var dirs []string
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			dirs = append(dirs, path)
-		}
-		return nil
-	})
-	for _, dir := range slices.Backward(dirs) {
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-			err = os.Remove(dir)
-			if err == nil || os.IsNotExist(err) {
-				err = nil
-				break
-			}
-			if time.Now().After(deadline) {
-				return err
-			}
-		}
-	}
-	return err
 }

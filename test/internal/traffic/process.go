@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/test/internal/namespace"
 )
 
 // Process is a running load process.
@@ -26,7 +28,7 @@ type Process struct {
 
 	cmd     *exec.Cmd
 	in      io.WriteCloser
-	thread  *Thread
+	thread  *namespace.Thread
 	stopped sync.Once
 	err     error
 	result  chan struct{}
@@ -37,7 +39,7 @@ type Process struct {
 func Start(name string, pid int, cgroupDir string, plan Plan) (*Process, error) {
 	p := &Process{Name: name, Plan: plan, result: make(chan struct{})}
 	var err error
-	if p.thread, err = NewThread(fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil {
+	if p.thread, err = namespace.NewThread(fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil {
 		return nil, err
 	}
 	p.cmd = exec.Command("/proc/self/exe")
