@@ -23,8 +23,8 @@ import (
 
 	"fairlead.dev/test/conformance"
 	"fairlead.dev/test/e2e/controlplane"
+	"fairlead.dev/test/internal/namespace"
 	"fairlead.dev/test/internal/output"
-	"fairlead.dev/test/internal/traffic"
 )
 
 // bound is the longest that anything may take on a loaded machine.
@@ -35,7 +35,7 @@ type town struct {
 	t          *testing.T
 	lab        *conformance.Lab
 	node       *conformance.Node
-	thread     *traffic.Thread
+	thread     *namespace.Thread
 	dir        string
 	kubeconfig string
 	config     string // kube-proxy's, for both
@@ -51,7 +51,7 @@ func newTown(t *testing.T, mode, dataplane string) *town {
 	w := &town{t: t, lab: conformance.NewLab(t), dir: t.TempDir(), mode: mode, dataplane: dataplane}
 	w.node = w.lab.Node(1)
 	var err error
-	if w.thread, err = traffic.NewThread(w.node.NetNSPath); err != nil {
+	if w.thread, err = namespace.NewThread(w.node.NetNSPath); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.thread.Close)
