@@ -165,10 +165,20 @@ func (k *testCase) settledFill(app string, backends int) map[string]int {
 // mapFill is how many entries the kernel has of what belongs to Services.
 func (n *node) mapFill() map[string]int {
 	fill := map[string]int{}
-	for _, m := range regexp.MustCompile(`(?m)^fairlead_map_entries\{map="(frontends|services|slots)"\} (\d+)$`).FindAllStringSubmatch(n.metrics(), -1) {
-		fill[n.name+" entries of the map "+m[1]], _ = strconv.Atoi(m[2])
+	for name, entries := range n.mapEntries("frontends", "services", "slots") {
+		fill[n.name+" entries of the map "+name] = entries
 	}
 	return fill
+}
+
+// mapEntries is how many entries the kernel has of some maps.
+func (n *node) mapEntries(names ...string) map[string]int {
+	entries := map[string]int{}
+	of := regexp.MustCompile(`(?m)^fairlead_map_entries\{map="(` + strings.Join(names, "|") + `)"\} (\d+)$`)
+	for _, m := range of.FindAllStringSubmatch(n.metrics(), -1) {
+		entries[m[1]], _ = strconv.Atoi(m[2])
+	}
+	return entries
 }
 
 // metrics is what the node's agent serves.

@@ -93,6 +93,36 @@ func TestSoak(t *testing.T) {
 	if err := within(patience, func() error { return more(s.leftovers(), baseline) }); err != nil {
 		t.Error(err)
 	}
+	s.forgetsFlows()
+}
+
+// Flows of the packet path are forgotten when they were idle for three minutes,
+// and it takes some time to come round to all.
+const (
+	forgetting = 5 * time.Minute
+	fewFlows   = 100 // entries, of agents and probes
+)
+
+func (s *soak) forgetsFlows() {
+	begun, before := time.Now(), map[string]int{}
+	for _, n := range s.nodes {
+		before[n.name] = n.mapEntries("conntrack")["conntrack"]
+		if before[n.name] <= fewFlows {
+			s.Errorf("%s: %d entries of conntrack right after the load: what is forgotten shows nothing", n.name, before[n.name])
+		}
+	}
+	err := within(forgetting, func() error {
+		for _, n := range s.nodes {
+			if now := n.mapEntries("conntrack")["conntrack"]; now > fewFlows {
+				return fmt.Errorf("%s: %d entries of conntrack are left of %d when the load ended, want %d at most", n.name, now, before[n.name], fewFlows)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.Error(err)
+	}
+	s.Logf("entries of conntrack when the load had ended: %v; %d at most after %v", before, fewFlows, time.Since(begun).Round(time.Second))
 }
 
 // patient is gentle with time for the agents to be killed and to come back.
