@@ -14,6 +14,10 @@ import (
 	"fairlead.dev/test/internal/cgroup"
 )
 
+// untilTheEnd is open as long as this process lives: a file that nothing refers
+// to is closed by the next garbage collection.
+var untilTheEnd io.Closer
+
 // startJanitor starts a process that removes the cluster's cgroups, which no
 // namespace takes along, when this process has ended, however it did.
 func startJanitor(cgroup string) error {
@@ -22,7 +26,8 @@ func startJanitor(cgroup string) error {
 	cmd.Env = append(os.Environ(), roleVariable+"=janitor")
 	cmd.Stderr = os.Stderr // `go test` waits for it
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if _, err := cmd.StdinPipe(); err != nil { // open as long as this process lives
+	var err error
+	if untilTheEnd, err = cmd.StdinPipe(); err != nil {
 		return err
 	}
 	if err := cmd.Start(); err != nil {
