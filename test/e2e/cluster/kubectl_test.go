@@ -27,14 +27,19 @@ import (
 	"fairlead.dev/test/e2e/controlplane"
 )
 
-// kubectlCommand is a kubectl as an administrator, in the namespace of the case.
+// kubectlCommand is a kubectl as an administrator, in the namespace of the case
+// if it has one.
 func (k *testCase) kubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
 	k.Helper()
 	path, err := controlplane.Kubectl.Path()
 	if err != nil {
 		k.Fatal(err)
 	}
-	cmd := exec.CommandContext(ctx, path, append([]string{"--kubeconfig", k.Kubeconfig, "--namespace", k.namespace}, args...)...)
+	global := []string{"--kubeconfig", k.Kubeconfig}
+	if k.namespace != "" {
+		global = append(global, "--namespace", k.namespace)
+	}
+	cmd := exec.CommandContext(ctx, path, append(global, args...)...)
 	cmd.Env = append(os.Environ(), "HOME="+filepath.Join(scratch, "tmp"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	return cmd
@@ -52,7 +57,7 @@ func (k *testCase) kubectl(args ...string) string {
 
 func (k *testCase) tryKubectl(stdin string, args ...string) (out, complaints string, err error) {
 	k.Helper()
-	ctx, cancel := context.WithTimeout(k.Context(), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(k.Context()), patience) // what cleans up asks, too
 	defer cancel()
 	cmd := k.kubectlCommand(ctx, args...)
 	var stdout, stderr bytes.Buffer

@@ -20,8 +20,9 @@ import (
 
 // Versions that are built; the go.mod files beside this file pin the same.
 const (
-	KubernetesVersion = "v1.37.2"
-	EtcdVersion       = "v3.7.3"
+	KubernetesVersion    = "v1.37.2"
+	EtcdVersion          = "v3.7.3"
+	MetricsServerVersion = "v0.9.0"
 )
 
 // Binary is a program of the control plane.
@@ -36,10 +37,11 @@ const (
 	KubeProxy         Binary = "kube-proxy"
 	Kubectl           Binary = "kubectl"
 	Kubelet           Binary = "kubelet"
+	MetricsServer     Binary = "metrics-server"
 )
 
 // Needed are the programs that the tests run.
-var Needed = []Binary{Etcd, APIServer, ControllerManager, Scheduler, KubeProxy, Kubectl, Kubelet}
+var Needed = []Binary{Etcd, APIServer, ControllerManager, Scheduler, KubeProxy, Kubectl, Kubelet, MetricsServer}
 
 // source says where a program comes from: its module's directory here, its
 // version and its package.
@@ -49,8 +51,10 @@ func (b Binary) source() (dir, version, pkg string, err error) {
 		return "etcd", EtcdVersion, "go.etcd.io/etcd/server/v3", nil
 	case APIServer, ControllerManager, Scheduler, KubeProxy, Kubectl, Kubelet:
 		return "kubernetes", KubernetesVersion, "k8s.io/kubernetes/cmd/" + string(b), nil
+	case MetricsServer:
+		return "metrics-server", MetricsServerVersion, metricsServerModule + "/cmd/metrics-server", nil
 	}
-	return "", "", "", fmt.Errorf("no program %q here; there are etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubectl, kubelet", b)
+	return "", "", "", fmt.Errorf("no program %q here; there are %q", b, Needed)
 }
 
 // CacheDir holds the built programs, a directory for each version:
@@ -120,8 +124,11 @@ func (b Binary) build(ctx context.Context, log io.Writer, path string) error {
 		return err
 	}
 	ldflags := "-s -w"
-	if module == "kubernetes" {
+	switch module {
+	case "kubernetes":
 		ldflags += " -X k8s.io/component-base/version.gitVersion=" + version
+	case "metrics-server":
+		ldflags += " -X k8s.io/client-go/pkg/version.gitVersion=" + version
 	}
 	fmt.Fprintf(log, "%s: building %s %s; the first time takes minutes\n", path, pkg, version)
 	started := time.Now()
@@ -133,6 +140,11 @@ func (b Binary) build(ctx context.Context, log io.Writer, path string) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Run(); err != nil {
 		return err
+	}
+	if b == MetricsServer {
+		if err := copyManifests(ctx, dir, path); err != nil {
+			return err
+		}
 	}
 	if err := os.Rename(building, path); err != nil {
 		return err

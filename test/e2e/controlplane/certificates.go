@@ -26,15 +26,15 @@ type authority struct {
 	pem  []byte // its certificate
 }
 
-// newAuthority writes ca.crt and ca.key.
-func newAuthority(dir string) (*authority, error) {
+// newAuthority writes its certificate and key to path.crt and path.key.
+func newAuthority(path string) (*authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	template := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "fairlead-test-ca"},
+		Subject:               pkix.Name{CommonName: "fairlead-test-" + filepath.Base(path)},
 		NotBefore:             time.Now().Add(-time.Hour),
 		NotAfter:              time.Now().Add(24 * time.Hour),
 		IsCA:                  true,
@@ -50,10 +50,10 @@ func newAuthority(dir string) (*authority, error) {
 		return nil, err
 	}
 	a := &authority{cert: cert, key: key, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
-	if err := writeKey(filepath.Join(dir, "ca.key"), key); err != nil {
+	if err := writeKey(path+".key", key); err != nil {
 		return nil, err
 	}
-	return a, os.WriteFile(filepath.Join(dir, "ca.crt"), a.pem, 0o600)
+	return a, os.WriteFile(path+".crt", a.pem, 0o600)
 }
 
 // issue writes a certificate and its key to path.crt and path.key.
@@ -87,7 +87,7 @@ func writeKey(path string, key *ecdsa.PrivateKey) error {
 
 // writeCertificates writes the files of an API server at the address.
 func writeCertificates(dir, address string) (*authority, error) {
-	a, err := newAuthority(dir)
+	a, err := newAuthority(filepath.Join(dir, "ca"))
 	if err != nil {
 		return nil, err
 	}
@@ -108,11 +108,28 @@ func writeCertificates(dir, address string) (*authority, error) {
 	if err := a.issue(filepath.Join(dir, "kubelet-client"), client); err != nil {
 		return nil, err
 	}
+	if err := writeFrontProxy(dir); err != nil {
+		return nil, err
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	return a, writeKey(filepath.Join(dir, "service-account.key"), key)
+}
+
+// frontProxy is who the API server is for servers of further APIs, which take
+// its word on who asks: so its authority signs for nobody else.
+const frontProxy = "front-proxy-client"
+
+func writeFrontProxy(dir string) error {
+	a, err := newAuthority(filepath.Join(dir, "front-proxy-ca"))
+	if err != nil {
+		return err
+	}
+	return a.issue(filepath.Join(dir, frontProxy), &x509.Certificate{
+		Subject: pkix.Name{CommonName: frontProxy}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
 }
 
 // KubeletClient is the user that the API server is for kubelets. It has no

@@ -9,8 +9,10 @@ import (
 	"time"
 )
 
-// kubeletArgs are the API server's flags for a cluster with nodes.
-func (c *ControlPlane) kubeletArgs() []string {
+// clusterArgs are the API server's flags for a cluster with nodes, and with
+// servers of further APIs in Pods. Those it asks itself, without a proxy's
+// Services where it runs.
+func (c *ControlPlane) clusterArgs() []string {
 	return []string{
 		"--client-ca-file", c.file("ca.crt"),
 		"--authorization-mode", "Node", // beside RBAC
@@ -19,6 +21,14 @@ func (c *ControlPlane) kubeletArgs() []string {
 		"--kubelet-client-key", c.file("kubelet-client.key"),
 		"--kubelet-certificate-authority", c.file("ca.crt"),
 		"--kubelet-preferred-address-types", "InternalIP,Hostname",
+		"--enable-aggregator-routing",
+		"--proxy-client-cert-file", c.file(frontProxy + ".crt"),
+		"--proxy-client-key-file", c.file(frontProxy + ".key"),
+		"--requestheader-client-ca-file", c.file("front-proxy-ca.crt"),
+		"--requestheader-allowed-names", frontProxy,
+		"--requestheader-username-headers", "X-Remote-User",
+		"--requestheader-group-headers", "X-Remote-Group",
+		"--requestheader-extra-headers-prefix", "X-Remote-Extra-",
 	}
 }
 

@@ -241,7 +241,7 @@ func (c *ControlPlane) StartAPIServer(ctx context.Context) error {
 		"--delete-collection-workers", "8",
 	}
 	if c.options.Controllers {
-		args = append(args, c.kubeletArgs()...)
+		args = append(args, c.clusterArgs()...)
 	} else {
 		// There would be no service account to mount.
 		args = append(args, "--endpoint-reconciler-type", "none", "--disable-admission-plugins", "ServiceAccount")

@@ -65,8 +65,9 @@ func TestAControlPlaneAnswersItsKubeconfigAndLeavesNothing(t *testing.T) {
 
 func TestTheModulesPinTheVersionsThatAreBuilt(t *testing.T) {
 	for file, want := range map[string]string{
-		"kubernetes/go.mod": "k8s.io/kubernetes " + KubernetesVersion,
-		"etcd/go.mod":       "go.etcd.io/etcd/server/v3 " + EtcdVersion,
+		"kubernetes/go.mod":     "k8s.io/kubernetes " + KubernetesVersion,
+		"etcd/go.mod":           "go.etcd.io/etcd/server/v3 " + EtcdVersion,
+		"metrics-server/go.mod": metricsServerModule + " " + MetricsServerVersion,
 	} {
 		b, err := os.ReadFile(file)
 		if err != nil {

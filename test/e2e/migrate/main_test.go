@@ -41,13 +41,16 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	fairlead = filepath.Join(dir, "fairlead")
-	build := exec.Command("go", "build", "-o", fairlead, "./cmd/fairlead")
-	build.Dir = "../../.."
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Printf("build cmd/fairlead: %v\n%s", err, out)
-		return 1
+	// test/vm brings one to its machines, which cannot build any.
+	if fairlead = os.Getenv("FAIRLEAD_PROGRAM"); fairlead == "" {
+		fairlead = filepath.Join(dir, "fairlead")
+		build := exec.Command("go", "build", "-o", fairlead, "./cmd/fairlead")
+		build.Dir = "../../.."
+		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Printf("build cmd/fairlead: %v\n%s", err, out)
+			return 1
+		}
 	}
 	if err := start(context.Background()); err != nil {
 		fmt.Println(err)

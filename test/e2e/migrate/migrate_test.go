@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 
 	"fairlead.dev/test/internal/traffic"
@@ -31,9 +32,12 @@ func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 		alone           bool // the agent does it, not `fairlead migrate`
 	}{
 		{"iptables", "ebpf", false}, {"iptables", "nftables", true}, {"nftables", "ebpf", true}, {"nftables", "nftables", false},
-		{"iptables", "iptables", false},
+		{"iptables", "iptables", false}, {"ipvs", "ebpf", false},
 	} {
 		t.Run(c.mode+" by "+c.dataplane, func(t *testing.T) {
+			if c.mode == "ipvs" {
+				needsIPVS(t)
+			}
 			w := newTown(t, c.mode, c.dataplane)
 			w.settleIn(c.mode == "nftables")
 			foreign := w.foreign()
@@ -75,6 +79,14 @@ func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 			w.serves(w.expose("back-"+c.mode+"-"+c.dataplane, "b"), "client", "outside")
 			fmt.Printf("migrate: %s by %s and back: of kube-proxy's time %v; of fairlead's %v\n", c.mode, c.dataplane, v, u)
 		})
+	}
+}
+
+// needsIPVS skips where kube-proxy cannot have that mode.
+func needsIPVS(t *testing.T) {
+	t.Helper()
+	if _, err := netlink.GenlFamilyGet("IPVS"); err != nil {
+		t.Skipf("not applicable: this kernel has no IPVS (%v); test/vm plays this on one that has", err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -29,7 +30,7 @@ func main() {
 	}
 	run, ok := map[string]func([]string) error{
 		"pause": func([]string) error { pause.Run(); return nil }, "serve": serve, "control": control, "echo": echo, "cat": cat, "lines": lines,
-		"probe": probe, "api": api, "exit": func([]string) error { os.Exit(7); return nil },
+		"probe": probe, "api": api, "burn": burn, "exit": func([]string) error { os.Exit(7); return nil },
 	}[args[0]]
 	if !ok {
 		log.Fatalf("workload: no command %q", args[0])
@@ -104,6 +105,21 @@ func lines([]string) error {
 		select {
 		case <-ctx.Done():
 		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// burn MIB holds that much memory and takes all the CPU it gets, of one core.
+func burn(args []string) error {
+	mib, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	held := make([]byte, mib<<20)
+	for ctx := terminated(); ctx.Err() == nil; {
+		for i := 0; i < len(held); i += os.Getpagesize() {
+			held[i]++
 		}
 	}
 	return nil
