@@ -65,6 +65,7 @@ func leaves(nat *savedTable) (map[dataplane.FrontendKey]string, error) {
 			}
 		}
 	}
+	owners := owners(nat)
 	for name, c := range nat.chains {
 		if !isTree(name) {
 			continue
@@ -82,7 +83,7 @@ func leaves(nat *savedTable) (map[dataplane.FrontendKey]string, error) {
 				}
 				at = []netip.Addr{a}
 			} else if strings.HasPrefix(name, prefixForest) {
-				at = owners(nat, name)
+				at = owners[name[:min(len(name), len(prefixForest)+8+2)]] // hash, -T
 			}
 			key, err := ruleKey(rule)
 			if err != nil {
@@ -102,17 +103,17 @@ func isTree(chain string) bool {
 		strings.HasPrefix(chain, chainNode+"-") || strings.HasPrefix(chain, prefixForest)
 }
 
-// owners are the addresses whose ports a chain of a forest lists.
-func owners(nat *savedTable, chain string) (out []netip.Addr) {
-	root := chain[:min(len(chain), len(prefixForest)+8+2)] // hash, -T
+// owners are the addresses whose ports a forest lists, by its root.
+func owners(nat *savedTable) map[string][]netip.Addr {
+	out := map[string][]netip.Addr{}
 	for name, c := range nat.chains {
 		if name != treeAddresses && !strings.HasPrefix(name, treeAddresses+"-") {
 			continue
 		}
 		for _, rule := range c.rules {
-			if option(rule, "-j") == root {
+			if root := option(rule, "-j"); strings.HasPrefix(root, prefixForest) {
 				if a, err := address(option(rule, "-d")); err == nil {
-					out = append(out, a)
+					out[root] = append(out[root], a)
 				}
 			}
 		}

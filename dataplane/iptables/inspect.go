@@ -18,8 +18,7 @@ import (
 
 var _ dataplane.Inspector = (*Reader)(nil)
 
-// Inspect implements dataplane.Inspector. It reads all rules of the family:
-// iptables can't be asked for some.
+// Inspect implements dataplane.Inspector.
 func (r *Reader) Inspect(at dataplane.FrontendKey) (*dataplane.Inspection, error) {
 	in := &dataplane.Inspection{Dataplane: "iptables"}
 	in.Rules = rulesOf(nil)
@@ -27,22 +26,36 @@ func (r *Reader) Inspect(at dataplane.FrontendKey) (*dataplane.Inspection, error
 		if t.v6 != at.Address.Is6() {
 			continue
 		}
-		saved, err := t.save(context.Background())
+		nat, filter, err := t.rulesFor(at)
 		if err != nil {
 			return nil, err
 		}
-		in.Rules = rulesOf(saved["nat"])
-		if err := inspectFrontend(in, saved["nat"], at); err != nil {
+		in.Rules = rulesOf(nat)
+		if err := inspectFrontend(in, nat, at); err != nil {
 			return nil, fmt.Errorf("read %s: %w", command(t.flavour, t.v6, ""), err)
 		}
 		if in.Frontend != nil {
 			return in, ownBackends(in.Frontend)
 		}
-		if in.RefusedPort = refusedPort(saved["filter"], at.Address); in.RefusedPort != "" {
+		if in.RefusedPort = refusedPort(filter, at.Address); in.RefusedPort != "" {
 			return in, nil
 		}
 	}
 	return in, nil
+}
+
+// rulesFor are at least those that packets to a destination meet. Of legacy
+// tables the kernel gives all or nothing.
+func (t *tool) rulesFor(at dataplane.FrontendKey) (nat, filter *savedTable, err error) {
+	if t.flavour == Legacy {
+		saved, err := t.save(context.Background())
+		return saved["nat"], saved["filter"], err
+	}
+	if nat, err = t.follow("nat", at, chainServices, chainMark, chainUplink); err != nil {
+		return nil, nil, err
+	}
+	filter, err = t.follow("filter", at, chainServices)
+	return nat, filter, err
 }
 
 // Flows implements dataplane.Inspector.
