@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -136,6 +137,10 @@ func (c *Controller) Run(ctx context.Context) error {
 
 // Status is this node at a glance.
 func (c *Controller) Status() (*status.Status, error) { return c.metrics.status() }
+
+// Metrics serves the agent's metrics, for another server than its own: who may
+// ask is that one's to say.
+func (c *Controller) Metrics() http.Handler { return c.metrics.exposition() }
 
 // inForce reports whether the kernel has what a Service wants.
 func (c *Controller) inForce(name dataplane.ServiceName) bool {

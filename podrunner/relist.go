@@ -82,6 +82,7 @@ func (r *Runner) relist(ctx context.Context) {
 		}
 		if err == nil {
 			r.distribute(listed, begin)
+			r.listedNow()
 			if time.Since(cared) >= upkeep || r.firstCare() {
 				cared = time.Now()
 				r.care(ctx)

@@ -97,6 +97,7 @@ type Runner struct {
 	// else, in nanoseconds since 1970: the runtime is asked more often then.
 	hurry    atomic.Int64
 	relistCh chan struct{}
+	lastList atomic.Pointer[time.Time] // of the runtime; when it was reached, before the first one
 	eventsOn atomic.Bool
 	can      atomic.Pointer[podspec.Features] // of the runtime
 
@@ -172,6 +173,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.exits = newExits(r.cgroups.v2(), r.log, r.exited)
 	r.askFeatures(ctx)
 	r.puller = cri.NewPuller(r.client, r.o.ParallelPulls, r.o.PullBackoff, r.o.RestartBackoffMax)
+	r.listedNow()
 	close(r.started)
 	stop := r.o.Objects.OnChange(r.objectChanged)
 	defer stop()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"path/filepath"
 	"strconv"
 	"sync/atomic"
@@ -77,7 +78,7 @@ func (k *cluster) runtimeHandler(class string) (string, error) {
 
 // run does all of it until ctx ends. The Node is registered when the runtime
 // was reached.
-func (k *cluster) run(ctx context.Context, p *pods) error {
+func (k *cluster) run(ctx context.Context, p *pods, metrics http.Handler) error {
 	defer k.stopEvents()
 	defer k.store.Close()
 	g, ctx := errgroup.WithContext(ctx)
@@ -96,7 +97,7 @@ func (k *cluster) run(ctx context.Context, p *pods) error {
 		if k.c.KubeletBindAddress == "" {
 			return nil
 		}
-		return k.serve(ctx, p, runtime)
+		return k.serve(ctx, p, runtime, metrics)
 	})
 	return g.Wait()
 }
@@ -146,7 +147,7 @@ func (k *cluster) newNode(p *pods, runtime *cri.Client) (*node.Node, error) {
 }
 
 // serve serves the kubelet's API.
-func (k *cluster) serve(ctx context.Context, p *pods, runtime *cri.Client) error {
+func (k *cluster) serve(ctx context.Context, p *pods, runtime *cri.Client, metrics http.Handler) error {
 	certificate, err := k.certificate()
 	if err != nil {
 		return err
@@ -161,14 +162,15 @@ func (k *cluster) serve(ctx context.Context, p *pods, runtime *cri.Client) error
 	}
 	stats, err := kubeletapi.NewStats(kubeletapi.StatsOptions{
 		NodeName: k.c.NodeName, Pods: p.runner.Pods, Runtime: runtime.Runtime, Volumes: p.volumes.Usage,
-		ImageFs: runtime.Images.ImageFsInfo, Root: k.c.StateDir, LogRoot: k.c.PodLogDir,
+		PodCgroup: k.facts.podCgroup, ImageFs: runtime.Images.ImageFsInfo, Root: k.c.StateDir, LogRoot: k.c.PodLogDir,
 	})
 	if err != nil {
 		return err
 	}
 	s, err := kubeletapi.New(kubeletapi.Options{
 		NodeName: k.c.NodeName, Pods: p.runner.Pods, Runtime: runtime.Runtime, Certificate: certificate, Stats: stats,
-		Authenticate: a.Authenticate, Authorize: kubeletapi.NewAuthorizer(k.client).Authorize, LogRoot: k.c.PodLogDir, Logger: k.log,
+		Authenticate: a.Authenticate, Authorize: kubeletapi.NewAuthorizer(k.client).Authorize,
+		Healthy: p.runner.Healthy, Metrics: metrics, LogRoot: k.c.PodLogDir, Logger: k.log,
 	})
 	if err != nil {
 		return err

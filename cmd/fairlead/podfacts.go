@@ -88,6 +88,11 @@ func (f *podFacts) facts() podspec.Facts {
 	}
 }
 
+// podCgroup is the cgroup that a Pod's containers are in.
+func (f *podFacts) podCgroup(p *corev1.Pod) string {
+	return podspec.CgroupParent(p, &podspec.Facts{CgroupDriver: f.c.CgroupDriver, CgroupRoot: f.c.PodCgroupRoot})
+}
+
 // hostAddresses are the node's primary ones: of --bind-address, or those that
 // it would speak from to the rest of the world.
 func hostAddresses(c *config.Configuration) ([]netip.Addr, error) {

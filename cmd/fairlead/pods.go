@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"time"
 
@@ -102,7 +103,8 @@ func openPodNetwork(c *config.Configuration, log *slog.Logger) (*podnetwork.Netw
 }
 
 // run runs Pods until ctx ends. They run on then, unless they are to be drained.
-func (p *pods) run(ctx context.Context) error {
+// The kubelet's API serves the agent's metrics.
+func (p *pods) run(ctx context.Context, metrics http.Handler) error {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, running := errgroup.WithContext(running)
@@ -113,7 +115,7 @@ func (p *pods) run(ctx context.Context) error {
 		g.Go(func() error { return p.runNetwork(running) })
 	}
 	if p.cluster != nil {
-		g.Go(func() error { return p.cluster.run(running, p) })
+		g.Go(func() error { return p.cluster.run(running, p, metrics) })
 	}
 	g.Go(func() error {
 		select {

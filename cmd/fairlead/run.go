@@ -127,14 +127,12 @@ func run(ctx context.Context, c *config.Configuration, log *slog.Logger, m migra
 	if err != nil {
 		return usageError{err}
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	var p *pods
 	if c.Pods != "off" {
-		p, err := newPods(c, src, log)
-		if err != nil {
+		if p, err = newPods(c, src, log); err != nil {
 			return err
 		}
 		src = teeSource{src, p}
-		g.Go(func() error { return p.run(ctx) })
 	}
 	if o.MetricsTLS, o.MetricsGuard, err = secureMetrics(c, log); err != nil {
 		return err
@@ -153,7 +151,11 @@ func run(ctx context.Context, c *config.Configuration, log *slog.Logger, m migra
 	if err != nil {
 		return err
 	}
+	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ctl.Run(ctx) })
+	if p != nil {
+		g.Go(func() error { return p.run(ctx, ctl.Metrics()) })
+	}
 	g.Go(func() error { return lock.answer(ctx, ctl.Status, log) })
 	if err := g.Wait(); err != nil {
 		return stopped(ctx, err)

@@ -135,6 +135,38 @@ func TestOnlyThoseWhoMayGetIn(t *testing.T) {
 	}
 }
 
+func TestHealthIsWhatTheRunnerSays(t *testing.T) {
+	const fine, broken = "", "the container runtime was last listed 3m0s ago"
+	for _, c := range []struct {
+		path, says string
+		code       int
+		body       string
+	}{
+		{"/healthz", fine, http.StatusOK, "ok"},
+		{"/healthz?verbose", fine, http.StatusOK, "[+]ping ok\n[+]syncloop ok\nhealthz check passed\n"},
+		{"/healthz/ping", fine, http.StatusOK, "ok"},
+		{"/healthz/syncloop", fine, http.StatusOK, "ok"},
+		{"/healthz", broken, http.StatusInternalServerError, "[+]ping ok\n[-]syncloop failed: " + broken + "\nhealthz check failed\n"},
+		{"/healthz/ping", broken, http.StatusOK, "ok"},
+		{"/healthz/syncloop", broken, http.StatusInternalServerError, "internal server error: " + broken + "\n"},
+	} {
+		s, _ := guarded(t, "get healthz")
+		s.o.Healthy = func() error {
+			if c.says == fine {
+				return nil
+			}
+			return errors.New(c.says)
+		}
+		r := httptest.NewRequest("GET", "https://node"+c.path, nil)
+		r.Header.Set("User", "eve")
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if w.Code != c.code || w.Body.String() != c.body {
+			t.Errorf("%s where the runner says %q: %d %q, want %d %q", c.path, c.says, w.Code, w.Body, c.code, c.body)
+		}
+	}
+}
+
 func TestAnAnswerIsKeptForItsTimeAndAnErrorIsNot(t *testing.T) {
 	now := time.Unix(0, 0)
 	a := newAnswers[bool]()

@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -52,7 +51,7 @@ type Options struct {
 	Authorize func(context.Context, Access) (bool, error)
 	// Certificate is the server's.
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	// Healthy is what /healthz asks; nil: always healthy.
+	// Healthy is what /healthz asks of the runner; nil: always healthy.
 	Healthy func() error
 	// Metrics serves /metrics; nil: there are none.
 	Metrics http.Handler
@@ -123,8 +122,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.S
 func (s *Server) routes() http.Handler {
 	m := http.NewServeMux()
 	m.HandleFunc("GET /healthz", s.healthz)
-	m.HandleFunc("GET /healthz/ping", s.healthz)
-	m.HandleFunc("GET /healthz/syncloop", s.healthz)
+	m.HandleFunc("GET /healthz/ping", s.ping)
+	m.HandleFunc("GET /healthz/syncloop", s.syncloop)
 	m.HandleFunc("GET /pods", s.pods)
 	m.HandleFunc("GET /pods/{$}", s.pods)
 	m.HandleFunc("GET /runningpods/{$}", s.runningPods)
@@ -172,16 +171,6 @@ func (s *Server) guard(next http.Handler) http.Handler {
 		}
 		http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", user.Name, verb, subresources), http.StatusForbidden)
 	})
-}
-
-func (s *Server) healthz(w http.ResponseWriter, r *http.Request) {
-	if s.o.Healthy != nil && !strings.HasSuffix(r.URL.Path, "/ping") {
-		if err := s.o.Healthy(); err != nil {
-			http.Error(w, "[+]ping ok\n[-]syncloop failed: "+err.Error()+"\nhealthz check failed", http.StatusInternalServerError)
-			return
-		}
-	}
-	fmt.Fprint(w, "ok")
 }
 
 // pod finds the Pod that a request names, and answers where there is none.

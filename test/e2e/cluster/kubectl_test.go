@@ -108,6 +108,7 @@ func TestKubectlWorksAgainstThePodRunner(t *testing.T) {
 		sub("port-forward", (*testCase).testPortForward)
 		sub("describe", (*testCase).testDescribe)
 		sub("usage", (*testCase).testUsage)
+		sub("health and metrics", (*testCase).testHealth)
 		sub("the API from a Pod", (*testCase).testAPIFromPod)
 		sub("a stranger", (*testCase).testStranger)
 	}
@@ -220,6 +221,10 @@ func (k *testCase) testUsage(n *node, pod string) {
 		for _, want := range []string{
 			`(?m)^node_cpu_usage_seconds_total [\d.e+]+ \d+$`, `(?m)^node_memory_working_set_bytes [\d.e+]+ \d+$`,
 			`(?m)^container_cpu_usage_seconds_total\{container="server",namespace="` + k.namespace + `",pod="` + pod + `"\} [\d.e+-]+ \d+$`,
+			`(?m)^pod_cpu_usage_seconds_total\{namespace="` + k.namespace + `",pod="` + pod + `"\} [\d.e+-]+ \d+$`,
+			`(?m)^pod_memory_working_set_bytes\{namespace="` + k.namespace + `",pod="` + pod + `"\} [1-9][\d.e+]+ \d+$`,
+			`(?m)^container_start_time_seconds\{container="server",namespace="` + k.namespace + `",pod="` + pod + `"\} 1\.\d+e\+09$`,
+			`(?m)^scrape_error 0$`, `(?m)^resource_scrape_error 0$`,
 			`(?m)^container_memory_working_set_bytes\{container="server",namespace="` + k.namespace + `",pod="` + pod + `"\} [1-9][\d.e+]+ \d+$`,
 		} {
 			if !regexp.MustCompile(want).MatchString(out) {
@@ -233,6 +238,20 @@ func (k *testCase) testUsage(n *node, pod string) {
 	}
 	if out := k.kubectl("get", "--raw", "/api/v1/namespaces/"+k.namespace+"/pods/"+pod+":8080/proxy/"); !strings.Contains(out, `"Server":"`+pod+`"`) {
 		k.Errorf("the Pod through the API server's proxy: %q", out)
+	}
+}
+
+// testHealth asks for what load balancers and Prometheus ask of kubelets.
+func (k *testCase) testHealth(n *node, _ string) {
+	for path, want := range map[string]string{
+		"healthz": `^ok$`, "healthz/ping": `^ok$`, "healthz/syncloop": `^ok$`,
+		"healthz?verbose": `^\[\+\]ping ok\n\[\+\]syncloop ok\nhealthz check passed\n$`,
+		"metrics":         `(?m)^fairlead_build_info\{.*dataplane=.*\} 1$`,
+	} {
+		out := k.kubectl("get", "--raw", "/api/v1/nodes/"+n.name+"/proxy/"+path)
+		if !regexp.MustCompile(want).MatchString(out) {
+			k.Errorf("/%s of %s lacks %s:\n%.2000s", path, n.name, want, out)
+		}
 	}
 }
 
