@@ -81,6 +81,13 @@ static __always_inline bool is_silent(const struct conntrack_entry *e, __u32 now
 	return (__s32)(now - e->last_seen_seconds) > (__s32)seconds;
 }
 
+/* A question that was not asked again since its answer. */
+static __always_inline bool is_answered_question(const struct conntrack_entry *e)
+{
+	return (e->flags & CONNTRACK_SEEN_REPLY) && e->last_seen_seconds - e->created_seconds <= UDP_QUESTION_SECONDS &&
+	       is_silent(e, now_seconds(), UDP_QUESTION_SECONDS);
+}
+
 /* A datagram from a port that was used before asks anew once the flow of then
  * is over, even where its entry is still there. A question's is soon, where it
  * went to a Backend that gets nothing new any more. */

@@ -141,6 +141,24 @@ func collisions() []fixture {
 		in := w.first(w.vip, servicePort).source(from, port)
 		return forwards(arriving, in, in.source(w.node, as).destination(w.remote, targetPort).toRemote())
 	}
+	// taken: the only port is a flow's that was silent for ago seconds and had
+	// lasted for some.
+	taken := func(ago, lasted uint32, flags uint8) func(*state, world) {
+		return func(s *state, w world) {
+			masqueraded(s, w)
+			id := s.backendID(1, backend{w.remote, targetPort, 0})
+			half := func(f uint8) func(*entry) {
+				return func(e *entry) {
+					e.Service, e.Backend, e.Generation, e.Flags = 1, id, 1, f|flags|flowMasquerade
+					e.LastSeenSeconds -= ago
+					e.CreatedSeconds = e.LastSeenSeconds - lasted
+				}
+			}
+			sent, to := flowOf(w.first(w.vip, servicePort).source(w.client, 5555)), flow{w.node, w.remote, 40000, targetPort, w.proto}
+			s.putConntrack(sent, to, half(0))
+			s.putConntrack(to.reversed(), sent.reversed(), half(flowReply))
+		}
+	}
 	return []fixture{
 		{
 			sentence: "one client port to two Frontends of one Backend stays two flows",
@@ -194,6 +212,34 @@ func collisions() []fixture {
 				if n := s.conntrackCount(); n != 2 {
 					s.t.Errorf("%d conntrack entries, want the new flow's 2", n)
 				}
+			},
+		},
+		{
+			sentence: "where ports are scarce, that of a question which has its answer is taken again, and its flow is gone whole", protos: []uint8{udp},
+			given: taken(10, 0, flowSeenReply),
+			steps: func(w world) []step { return []step{through(w, w.other, 5555, 40000)} },
+			then: func(s *state, w world) {
+				if n := s.conntrackCount(); n != 2 {
+					s.t.Errorf("%d conntrack entries, want the new flow's 2", n)
+				}
+			},
+		},
+		{
+			sentence: "the port of a question of a moment ago is not taken", protos: []uint8{udp}, given: taken(0, 0, flowSeenReply),
+			steps: func(w world) []step {
+				return []step{discards(arriving, w.first(w.vip, servicePort).source(w.other, 5555))}
+			},
+		},
+		{
+			sentence: "the port of a question that waits for its answer is not taken", protos: []uint8{udp}, given: taken(10, 0, 0),
+			steps: func(w world) []step {
+				return []step{discards(arriving, w.first(w.vip, servicePort).source(w.other, 5555))}
+			},
+		},
+		{
+			sentence: "the port of a stream is not taken", protos: []uint8{udp}, given: taken(10, 5, flowSeenReply),
+			steps: func(w world) []step {
+				return []step{discards(arriving, w.first(w.vip, servicePort).source(w.other, 5555))}
 			},
 		},
 		{

@@ -163,6 +163,16 @@ static __always_inline bool has_ended(const struct conntrack_entry *e)
 	return (e->flags & both) == both && now_seconds() - e->last_seen_seconds >= ENDED_REST_SECONDS;
 }
 
+/* Whether a new flow may take a tuple after so many tries. Where most ports are
+ * taken, those of UDP questions that have their answers are, too: else a few
+ * hundred of them a second would take all ports to a Backend. */
+static __always_inline bool may_take(const struct conntrack_entry *taken, __u8 protocol, int tries)
+{
+	if (protocol == IPPROTO_UDP)
+		return tries >= MASQUERADE_PORT_TRIES / 2 && is_answered_question(taken);
+	return has_ended(taken);
+}
+
 /* Enters the reply's half of the flow that s->entry describes (its forward
  * tuple), choosing another source port while the wanted one is taken. 0 or a
  * drop reason + 1. */
@@ -186,7 +196,7 @@ static __always_inline int enter_reply(struct scratch *s, const struct node_sett
 		if (!taken)
 			return DROP_CONNTRACK_FULL + 1;
 		if (!is_other_half(taken, forward)) {
-			if (!has_ended(taken)) {
+			if (!may_take(taken, forward->protocol, i)) {
 				s->entry.source_port = bpf_htons(next_port(conf, n + 1 + i));
 				continue;
 			}
