@@ -7,7 +7,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // Who calls a method by a name that is only known at run time, as
@@ -26,5 +29,25 @@ func TestNothingInTheBinaryCallsMethodsByName(t *testing.T) {
 	}
 	if len(callers) > 0 {
 		t.Errorf("methods are called by name in %v: who imports it?", callers)
+	}
+}
+
+// The clientset of client-go has the types of all API groups: a quarter of the
+// binary, which each agent has in memory.
+func TestTheBinaryKnowsOnlyTheKindsThatItAsksFor(t *testing.T) {
+	cmd := exec.Command("go", "list", "-tags", "grpcnotrace", "-deps", "./cmd/fairlead")
+	cmd.Dir, cmd.Env = "..", append(cmd.Environ(), "CGO_ENABLED=0", "GOOS=linux")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := regexp.MustCompile(`(?m)^k8s\.io/(api/\S+|client-go/kubernetes\S*|client-go/informers\S*)$`).FindAllString(string(out), -1)
+	slices.Sort(got)
+	want := []string{
+		"k8s.io/api/authentication/v1", "k8s.io/api/authorization/v1", "k8s.io/api/coordination/v1",
+		"k8s.io/api/core/v1", "k8s.io/api/discovery/v1", "k8s.io/api/node/v1",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("other packages of the API than the agent needs (-want +got); use podrunner/apiclient:\n%s", diff)
 	}
 }

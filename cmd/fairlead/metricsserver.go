@@ -10,10 +10,9 @@ import (
 	"net/http"
 	"net/netip"
 
-	"k8s.io/client-go/kubernetes"
-
 	"fairlead.dev/controller/config"
 	"fairlead.dev/controller/source"
+	"fairlead.dev/podrunner/apiclient"
 	"fairlead.dev/podrunner/kubeletapi"
 )
 
@@ -49,7 +48,7 @@ func secureMetrics(c *config.Configuration, log *slog.Logger) (*tls.Config, func
 		return nil, nil, err
 	}
 	rest.UserAgent = "fairlead/" + readBuildInfo().Version
-	client, err := kubernetes.NewForConfig(rest)
+	client, err := apiclient.New(rest)
 	if err != nil {
 		return nil, nil, fmt.Errorf("API client of --metrics-auth: %w", err)
 	}

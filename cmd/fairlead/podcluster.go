@@ -16,12 +16,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
 
 	"fairlead.dev/controller/config"
 	"fairlead.dev/controller/source"
 	"fairlead.dev/podrunner"
+	"fairlead.dev/podrunner/apiclient"
 	"fairlead.dev/podrunner/cri"
 	"fairlead.dev/podrunner/kubeletapi"
 	"fairlead.dev/podrunner/node"
@@ -34,7 +34,7 @@ type cluster struct {
 	c          *config.Configuration
 	log        *slog.Logger
 	facts      *podFacts
-	client     kubernetes.Interface
+	client     apiclient.Interface
 	store      *objects.API
 	writer     *node.PodWriter
 	events     record.EventRecorder
@@ -51,13 +51,13 @@ func newCluster(c *config.Configuration, facts *podFacts, log *slog.Logger) (*cl
 	// own fairness.
 	rest.QPS, rest.Burst = 100, 200
 	rest.UserAgent = "fairlead/" + readBuildInfo().Version
-	client, err := kubernetes.NewForConfig(rest)
+	client, err := apiclient.New(rest)
 	if err != nil {
 		return nil, fmt.Errorf("API client of the pod runner: %w", err)
 	}
 	k := &cluster{
 		c: c, log: log, facts: facts, client: client, writer: node.NewPodWriter(client, log),
-		store: objects.NewAPI(objects.APIOptions{Client: client.CoreV1(), Logger: log}),
+		store: objects.NewAPI(objects.APIOptions{Client: client, Logger: log}),
 	}
 	k.events, k.stopEvents = node.NewEvents(client, c.NodeName)
 	return k, nil
@@ -69,7 +69,7 @@ const runtimeHandlerWithin = 10 * time.Second
 func (k *cluster) runtimeHandler(class string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), runtimeHandlerWithin)
 	defer cancel()
-	r, err := k.client.NodeV1().RuntimeClasses().Get(ctx, class, metav1.GetOptions{})
+	r, err := k.client.RuntimeClasses().Get(ctx, class, metav1.GetOptions{})
 	if err != nil {
 		return "", err
 	}

@@ -14,7 +14,8 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
+
+	"fairlead.dev/podrunner/apiclient"
 )
 
 // User is who asks.
@@ -38,7 +39,7 @@ var errNobody = errors.New("no client certificate and no token")
 // Authenticator knows users by their client certificate or their token.
 type Authenticator struct {
 	roots  func() *x509.CertPool
-	client kubernetes.Interface
+	client apiclient.Interface
 	tokens *answers[tokenAnswer]
 }
 
@@ -49,7 +50,7 @@ type tokenAnswer struct {
 
 // NewAuthenticator trusts the client certificates of the roots (nil: none; see
 // CAFile) and the tokens that the API server's TokenReview knows (nil: none).
-func NewAuthenticator(roots func() *x509.CertPool, client kubernetes.Interface) *Authenticator {
+func NewAuthenticator(roots func() *x509.CertPool, client apiclient.Interface) *Authenticator {
 	return &Authenticator{roots: roots, client: client, tokens: newAnswers[tokenAnswer]()}
 }
 
@@ -98,7 +99,7 @@ func bearer(r *http.Request) (string, bool) {
 func (a *Authenticator) token(ctx context.Context, token string) (User, error) {
 	key := fmt.Sprintf("%x", sha256.Sum256([]byte(token)))
 	got, err := a.tokens.ask(ctx, key, func(ctx context.Context) (tokenAnswer, time.Duration, error) {
-		review, err := a.client.AuthenticationV1().TokenReviews().Create(ctx,
+		review, err := a.client.TokenReviews().Create(ctx,
 			&authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
 		if err != nil {
 			return tokenAnswer{}, 0, fmt.Errorf("review a token: %w", err)

@@ -10,7 +10,8 @@ import (
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
+
+	"fairlead.dev/podrunner/apiclient"
 )
 
 // allowedTTL and deniedTTL are how long an answer is kept (the kubelet's
@@ -22,13 +23,13 @@ const (
 
 // Authorizer asks the API server, by SubjectAccessReview.
 type Authorizer struct {
-	client  kubernetes.Interface
+	client  apiclient.Interface
 	answers *answers[bool]
 }
 
 // NewAuthorizer asks with this client, whose user needs the role
 // system:auth-delegator or what nodes have.
-func NewAuthorizer(client kubernetes.Interface) *Authorizer {
+func NewAuthorizer(client apiclient.Interface) *Authorizer {
 	return &Authorizer{client: client, answers: newAnswers[bool]()}
 }
 
@@ -55,7 +56,7 @@ func (a *Authorizer) Authorize(ctx context.Context, want Access) (bool, error) {
 			}
 			spec.Extra[k] = v
 		}
-		got, err := a.client.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{Spec: spec}, metav1.CreateOptions{})
+		got, err := a.client.SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{Spec: spec}, metav1.CreateOptions{})
 		switch {
 		case err != nil:
 			return false, 0, fmt.Errorf("review access of %q: %w", want.User.Name, err)

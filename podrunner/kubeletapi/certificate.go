@@ -3,7 +3,6 @@
 package kubeletapi
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -11,7 +10,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -20,10 +18,6 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
-
-	certificatesv1 "k8s.io/api/certificates/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/util/certificate"
 )
 
 // GetCertificate is what a tls.Config asks.
@@ -199,42 +193,4 @@ func netIPs(addresses []netip.Addr) (out []net.IP) {
 		out = append(out, a.AsSlice())
 	}
 	return out
-}
-
-// RequestedCertificate serves with a certificate that the cluster signs
-// (kubernetes.io/kubelet-serving), asks for the next one in time, and keeps the
-// last in the directory. It runs until ctx ends. Before the request is approved
-// there is no certificate, and no connection.
-func RequestedCertificate(ctx context.Context, client kubernetes.Interface, dir, node, hostname string, addresses []netip.Addr) (GetCertificate, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("directory of the serving certificate: %w", err)
-	}
-	store, err := certificate.NewFileStore("kubelet-server", dir, dir, "", "")
-	if err != nil {
-		return nil, fmt.Errorf("store of the serving certificate: %w", err)
-	}
-	m, err := certificate.NewManager(&certificate.Config{
-		ClientsetFn: func(*tls.Certificate) (kubernetes.Interface, error) { return client, nil },
-		GetTemplate: func() *x509.CertificateRequest {
-			return &x509.CertificateRequest{
-				Subject:  pkix.Name{CommonName: "system:node:" + node, Organization: []string{"system:nodes"}},
-				DNSNames: []string{hostname}, IPAddresses: netIPs(addresses),
-			}
-		},
-		SignerName:       certificatesv1.KubeletServingSignerName,
-		Usages:           []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth},
-		CertificateStore: store,
-		Ctx:              &ctx,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("request a serving certificate: %w", err)
-	}
-	m.Start()
-	context.AfterFunc(ctx, m.Stop)
-	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		if c := m.Current(); c != nil {
-			return c, nil
-		}
-		return nil, errors.New("no serving certificate yet: approve the CertificateSigningRequest of this node (kubectl certificate approve)")
-	}, nil
 }

@@ -3,27 +3,55 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/tools/reference"
+
+	"fairlead.dev/podrunner/apiclient"
 )
 
 // NewEvents records Events at the API server in the name of the node's kubelet:
 // like ones are counted in one, and what one object has too many of is dropped.
 // stop ends it; what was not yet sent is lost.
-func NewEvents(client kubernetes.Interface, node string) (_ record.EventRecorder, stop func()) {
+func NewEvents(client apiclient.Interface, node string) (_ record.EventRecorder, stop func()) {
 	b := record.NewBroadcaster()
-	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
-	return b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: node}), b.Shutdown
+	b.StartRecordingToSink(eventSink{client})
+	return b.NewRecorder(scheme, corev1.EventSource{Component: "kubelet", Host: node}), b.Shutdown
+}
+
+// scheme has the kinds that Events are about.
+var scheme = func() *runtime.Scheme {
+	s := runtime.NewScheme()
+	if err := corev1.AddToScheme(s); err != nil {
+		panic(err) // of generated types
+	}
+	return s
+}()
+
+// eventSink writes Events, each in its namespace.
+type eventSink struct{ client apiclient.Interface }
+
+var _ record.EventSink = eventSink{}
+
+func (s eventSink) Create(e *corev1.Event) (*corev1.Event, error) {
+	return s.client.Events(e.Namespace).Create(context.Background(), e, metav1.CreateOptions{})
+}
+
+func (s eventSink) Update(e *corev1.Event) (*corev1.Event, error) {
+	return s.client.Events(e.Namespace).Update(context.Background(), e, metav1.UpdateOptions{})
+}
+
+func (s eventSink) Patch(old *corev1.Event, data []byte) (*corev1.Event, error) {
+	return s.client.Events(old.Namespace).Patch(context.Background(), old.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{})
 }
 
 // EventList keeps the last Events where there is no API server. An Event that
@@ -51,7 +79,7 @@ func (l *EventList) Events() []corev1.Event {
 
 // Event implements record.EventRecorder.
 func (l *EventList) Event(object runtime.Object, kind, reason, message string) {
-	ref, err := reference.GetReference(scheme.Scheme, object)
+	ref, err := reference.GetReference(scheme, object)
 	if err != nil {
 		return // an object without a kind or name cannot be listed either
 	}

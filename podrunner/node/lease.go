@@ -47,7 +47,7 @@ func (n *Node) keepLease(ctx context.Context) {
 func (n *Node) renewLease(ctx context.Context, lease *coordinationv1.Lease) (_ *coordinationv1.Lease, err error) {
 	ctx, cancel := context.WithTimeout(ctx, n.o.LeaseDuration/4)
 	defer cancel()
-	leases := n.o.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
+	leases := n.o.Client.Leases(corev1.NamespaceNodeLease)
 	if lease == nil {
 		lease, err = leases.Get(ctx, n.o.Name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {

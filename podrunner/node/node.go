@@ -23,9 +23,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"fairlead.dev/podrunner/apiclient"
 )
 
 // Runtime is what is asked of the container runtime; cri-client's
@@ -38,7 +39,7 @@ type Runtime interface {
 // Options of a Node. Name, Client, Runtime and Addresses are needed.
 type Options struct {
 	Name   string
-	Client kubernetes.Interface
+	Client apiclient.Interface
 	// Addresses are this node's, the primary one first; they become InternalIPs.
 	Addresses []netip.Addr
 	// Hostname is its address of that type and its label; default: Name.
@@ -216,7 +217,7 @@ func (n *Node) report(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	// The API server answers this from its cache.
-	old, err := n.o.Client.CoreV1().Nodes().Get(ctx, n.o.Name, metav1.GetOptions{ResourceVersion: "0"})
+	old, err := n.o.Client.Nodes().Get(ctx, n.o.Name, metav1.GetOptions{ResourceVersion: "0"})
 	if err != nil {
 		return fmt.Errorf("get node %s: %w", n.o.Name, err)
 	}
@@ -232,9 +233,9 @@ func (n *Node) report(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("status of node %s: %w", n.o.Name, err)
 		}
-		got, err := n.o.Client.CoreV1().Nodes().Patch(ctx, n.o.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+		got, err := n.o.Client.Nodes().Patch(ctx, n.o.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 		if apierrors.IsConflict(err) && attempt < 5 {
-			if old, err = n.o.Client.CoreV1().Nodes().Get(ctx, n.o.Name, metav1.GetOptions{}); err == nil {
+			if old, err = n.o.Client.Nodes().Get(ctx, n.o.Name, metav1.GetOptions{}); err == nil {
 				continue
 			}
 		}

@@ -13,7 +13,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
+
+	"fairlead.dev/podrunner/apiclient"
 )
 
 // podWriters is how many Pods are written at once.
@@ -30,7 +31,7 @@ const (
 // what fails is tried again until it succeeds or the Pod is gone. It remembers
 // only what is not yet written.
 type PodWriter struct {
-	client kubernetes.Interface
+	client apiclient.Interface
 	log    *slog.Logger
 
 	mu    sync.Mutex
@@ -49,7 +50,7 @@ type pendingPod struct {
 }
 
 // NewPodWriter writes nothing before Run.
-func NewPodWriter(client kubernetes.Interface, log *slog.Logger) *PodWriter {
+func NewPodWriter(client apiclient.Interface, log *slog.Logger) *PodWriter {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -175,7 +176,7 @@ func (w *PodWriter) retryLater(ctx context.Context, uid types.UID, failures int)
 func (w *PodWriter) write(ctx context.Context, uid types.UID, p pendingPod) (gone bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	pods := w.client.CoreV1().Pods(p.key.Namespace)
+	pods := w.client.Pods(p.key.Namespace)
 	pod, err := pods.Get(ctx, p.key.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):

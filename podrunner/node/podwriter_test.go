@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+
+	"fairlead.dev/podrunner/apiclient/clientset"
 )
 
 // What a real API server makes of these writes is tested in test/e2e; here is
@@ -31,7 +33,7 @@ func TestAStatusIsWrittenAgainUntilTheServerTakesItAndTheLastOneWins(t *testing.
 			patches.Add(1)
 			return fails.Add(-1) >= 0, nil, errors.New("the server is down")
 		})
-		w := NewPodWriter(client, nil)
+		w := NewPodWriter(clientset.Clientset{Interface: client}, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); _ = w.Run(ctx) }()
@@ -62,7 +64,7 @@ func TestThousandStatesOfOnePodAreAFewWrites(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 			return false, nil, nil
 		})
-		w := NewPodWriter(client, nil)
+		w := NewPodWriter(clientset.Clientset{Interface: client}, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); _ = w.Run(ctx) }()
@@ -85,7 +87,7 @@ func TestThousandStatesOfOnePodAreAFewWrites(t *testing.T) {
 func TestAStatusOfAPodThatIsGoneOrAnotherIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "default", UID: "new"}})
-		w := NewPodWriter(client, nil)
+		w := NewPodWriter(clientset.Clientset{Interface: client}, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); _ = w.Run(ctx) }()

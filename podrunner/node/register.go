@@ -41,7 +41,7 @@ func (n *Node) register(ctx context.Context) bool {
 func (n *Node) registerOnce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	nodes := n.o.Client.CoreV1().Nodes()
+	nodes := n.o.Client.Nodes()
 	created, err := nodes.Create(ctx, n.initial(ctx), metav1.CreateOptions{})
 	if err == nil {
 		n.o.Logger.Info("registered the node", "node", n.o.Name)
@@ -109,7 +109,7 @@ func (n *Node) correctLabels(ctx context.Context, existing *corev1.Node) (*corev
 	if err != nil {
 		return nil, fmt.Errorf("labels of node %s: %w", n.o.Name, err)
 	}
-	got, err := n.o.Client.CoreV1().Nodes().Patch(ctx, n.o.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+	got, err := n.o.Client.Nodes().Patch(ctx, n.o.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("patch labels of node %s: %w", n.o.Name, err)
 	}

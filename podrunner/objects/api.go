@@ -13,14 +13,15 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"fairlead.dev/podrunner/apiclient"
 )
 
 // APIOptions are what an API Store needs.
 type APIOptions struct {
 	// Client reaches the API server. Required. One watch is open for each
 	// object that a volume shows, so its rate limit must let as many start.
-	Client corev1client.CoreV1Interface
+	Client apiclient.Interface
 	// Logger gets a line when an object cannot be watched. Default
 	// slog.Default().
 	Logger *slog.Logger

@@ -300,7 +300,7 @@ func TestAGetEndsWithItsContextAndCloseEndsAll(t *testing.T) {
 	if len(a.entries) != 0 {
 		t.Errorf("after Close: %v", a.entries)
 	}
-	a.o.Client.RESTClient() // its idle connections are the only goroutines left
+	// Idle connections are the only goroutines left.
 	soon(t, "goroutines left", true, func() bool { return runtime.NumGoroutine() < before+20 })
 }
 

@@ -17,8 +17,9 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
+
+	"fairlead.dev/podrunner/apiclient"
 )
 
 // fakeAPI answers as an API server does, and fails as the test wants it. What
@@ -40,7 +41,7 @@ type fakeAPI struct {
 func newFakeAPI(t *testing.T) (*fakeAPI, *API) {
 	f := &fakeAPI{t: t, secret: map[string]*corev1.Secret{}, watches: map[chan string]string{}, asked: map[string]int{}, life: time.Hour}
 	server := httptest.NewServer(f)
-	client, err := corev1client.NewForConfig(&rest.Config{Host: server.URL, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
+	client, err := apiclient.New(&rest.Config{Host: server.URL, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,13 +9,14 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"fairlead.dev/podrunner/apiclient"
 )
 
 // serviceCache has the Services of the namespaces of used Pods, as they were
 // when a container last started there.
 type serviceCache struct {
-	client corev1client.CoreV1Interface
+	client apiclient.Interface
 	now    func() time.Time
 	maxAge time.Duration
 

@@ -11,9 +11,9 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"fairlead.dev/podrunner/apiclient"
 )
 
 const (
@@ -24,7 +24,7 @@ const (
 
 // tokenCache has the tokens of used Pods. It writes none of them to a log.
 type tokenCache struct {
-	client corev1client.CoreV1Interface
+	client apiclient.Interface
 	now    func() time.Time
 	log    *slog.Logger
 
@@ -78,7 +78,7 @@ func (c *tokenCache) ask(ctx context.Context, r TokenRequest) (*Token, error) {
 	if r.Audience != "" {
 		request.Spec.Audiences = []string{r.Audience}
 	}
-	answer, err := c.client.ServiceAccounts(r.Namespace).CreateToken(ctx, r.ServiceAccount, request, metav1.CreateOptions{})
+	answer, err := c.client.CreateToken(ctx, r.Namespace, r.ServiceAccount, request)
 	if err != nil {
 		return nil, err
 	}

@@ -8,15 +8,26 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
+
+	"fairlead.dev/podrunner/apiclient"
 )
 
 // Follow sets the nodes of an API server, until ctx ends. Of each Node only
 // what is needed here is kept.
-func (n *Network) Follow(ctx context.Context, client kubernetes.Interface) error {
-	informer := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(reduce)).Core().V1().Nodes().Informer()
+func (n *Network) Follow(ctx context.Context, client apiclient.Interface) error {
+	nodes := client.Nodes()
+	informer := cache.NewSharedIndexInformer(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return nodes.List(ctx, o) },
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return nodes.Watch(ctx, o)
+		},
+	}, &corev1.Node{}, 0, cache.Indexers{})
+	if err := informer.SetTransform(reduce); err != nil {
+		return err
+	}
 	set := func(o any) {
 		if node, ok := o.(*corev1.Node); ok {
 			n.SetNode(node.Name, fromObject(node))

@@ -13,8 +13,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
+	"fairlead.dev/podrunner/apiclient"
+	"fairlead.dev/podrunner/apiclient/clientset"
 	"fairlead.dev/podrunner/objects"
 	"fairlead.dev/test/e2e/controlplane"
 )
@@ -41,7 +42,7 @@ func (c *cluster) allowByName(t *testing.T, name string) {
 func TestObjectsOfPodsAreFollowedByNameAlone(t *testing.T) {
 	c := newCluster(t)
 	c.allowByName(t, "conf")
-	client, err := corev1client.NewForConfig(c.RESTConfig(controlplane.AgentToken))
+	client, err := apiclient.New(c.RESTConfig(controlplane.AgentToken))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +146,7 @@ func TestTokensOfPodsAreBoundToThem(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.client.CoreV1().Pods(c.namespace).Delete(context.Background(), "p", *metav1.NewDeleteOptions(0))
-	store := objects.NewAPI(objects.APIOptions{Client: c.client.CoreV1()})
+	store := objects.NewAPI(objects.APIOptions{Client: clientset.Clientset{Interface: c.client}})
 	defer store.Close()
 	request := objects.TokenRequest{Namespace: c.namespace, ServiceAccount: "sa", PodName: "p", PodUID: pod.UID, ExpirationSeconds: 600}
 	token, err := store.Token(t.Context(), request)

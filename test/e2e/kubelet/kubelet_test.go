@@ -38,6 +38,7 @@ import (
 	"fairlead.dev/podrunner/containerdtest"
 	"fairlead.dev/podrunner/cri"
 	"fairlead.dev/podrunner/kubeletapi"
+	"fairlead.dev/podrunner/kubeletapi/servingcert"
 	"fairlead.dev/podrunner/node"
 	"fairlead.dev/test/e2e/controlplane"
 )
@@ -84,7 +85,7 @@ func (b *bed) serve(t *testing.T, l net.Listener) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := kubeletapi.RequestedCertificate(ctx, b.node, filepath.Join(t.TempDir(), "pki"), nodeName, nodeName, []netip.Addr{netip.MustParseAddr(nodeAddress)})
+	cert, err := servingcert.Request(ctx, b.nodeSet, filepath.Join(t.TempDir(), "pki"), nodeName, nodeName, []netip.Addr{netip.MustParseAddr(nodeAddress)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"fairlead.dev/podrunner/apiclient"
 	"fairlead.dev/podrunner/containerdtest"
 	"fairlead.dev/test/e2e/controlplane"
 )
@@ -44,10 +45,12 @@ const (
 type cluster struct {
 	*controlplane.ControlPlane
 	admin kubernetes.Interface
-	// node is what the node may: its certificate is that of system:node:one.
-	node kubernetes.Interface
-	ca   *authority
-	dir  string
+	// node is what the node may: its certificate is that of system:node:one. The
+	// clientset is for what the agent does not ask by itself.
+	node    *apiclient.Client
+	nodeSet kubernetes.Interface
+	ca      *authority
+	dir     string
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -85,7 +88,10 @@ func newCluster(t *testing.T) *cluster {
 	cert, key := c.ca.issue(t, c.dir, "system:node:"+nodeName, "system:nodes", x509.ExtKeyUsageClientAuth)
 	config := c.RESTConfig("")
 	config.CertFile, config.KeyFile = cert, key
-	if c.node, err = kubernetes.NewForConfig(config); err != nil {
+	if c.node, err = apiclient.New(config); err != nil {
+		t.Fatal(err)
+	}
+	if c.nodeSet, err = kubernetes.NewForConfig(config); err != nil {
 		t.Fatal(err)
 	}
 	c.allow(t, "kubelet-api-admin", "system:kubelet-api-admin", rbacv1.Subject{Kind: "User", Name: "kube-apiserver-kubelet-client"})

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"fairlead.dev/podrunner/apiclient/clientset"
 	"fairlead.dev/podrunner/podnetwork"
 )
 
@@ -42,7 +43,7 @@ func TestThePodNetworkFollowsTheNodesOfTheCluster(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 2)
 	go func() { done <- n.Run(ctx) }()
-	go func() { done <- n.Follow(ctx, c.admin) }()
+	go func() { done <- n.Follow(ctx, clientset.Clientset{Interface: c.admin}) }()
 	t.Cleanup(func() {
 		cancel()
 		for range 2 {
@@ -98,7 +99,7 @@ func TestThePodNetworkFollowsTheNodesOfTheCluster(t *testing.T) {
 	}
 	routes("10.244.1.0/24 <nil>")
 	// What a node may read by itself: the Pod network needs a role of its own.
-	if _, err := c.node.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{}); err == nil {
+	if _, err := c.node.Nodes().List(t.Context(), metav1.ListOptions{}); err == nil {
 		t.Log("a node may list all nodes")
 	} else {
 		t.Logf("a node may not list all nodes: %v", err)
