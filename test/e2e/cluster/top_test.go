@@ -4,10 +4,12 @@ package cluster
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -38,7 +40,8 @@ func TestTopAndTheAutoscalerSeeWhatPodsUse(t *testing.T) {
 	k.spread("burner", nodeCount, burners)
 	pods := k.rolledOut("burner")
 	k.autoscale("burner", nodeCount, nodeCount+1)
-	begun, before := time.Now(), k.cpuUsed(pods)
+	begun, counted := time.Now(), k.measure(pods)
+	(&testCase{T: t, cluster: k.cluster, namespace: "kube-system"}).rolledOut("metrics-server")
 
 	var nodes, containers map[string]used
 	k.eventually(func() (err error) {
@@ -58,11 +61,12 @@ func TestTopAndTheAutoscalerSeeWhatPodsUse(t *testing.T) {
 		}
 		return nil
 	})
-	passed, after := time.Since(begun), k.cpuUsed(pods)
-	t.Logf("kubectl top told after %v: %v %v", passed.Round(time.Millisecond), nodes, containers)
+	least, most := counted()
+	t.Logf("kubectl top told after %v: %v %v; in the cgroups of the Pods were %.0f to %.0f",
+		time.Since(begun).Round(time.Millisecond), nodes, containers, least, most)
 	for i, p := range pods {
-		counted := float64((after[i] - before[i]).Milliseconds()) / passed.Seconds() // thousandths of a core
-		k.plausible("burner of "+p.Name, containers[p.Name+" "+burnContainer], 0.5*counted, min(1.5*counted, 1.1*burnCPU), burnHeld, burnMemory)
+		// A new container's use is from when it was made: before it began.
+		k.plausible("burner of "+p.Name, containers[p.Name+" "+burnContainer], 0.5*least[i], min(1.2*most[i], 1.1*burnCPU), burnHeld, burnMemory)
 		k.plausible("idler of "+p.Name, containers[p.Name+" idler"], 0, 50, 0.1, burnMemory)
 	}
 	for _, n := range k.nodes { // each is the whole machine to the kernel
@@ -72,7 +76,7 @@ func TestTopAndTheAutoscalerSeeWhatPodsUse(t *testing.T) {
 	k.eventually(func() error {
 		d, err := k.client.AppsV1().Deployments(k.namespace).Get(t.Context(), "burner", metav1.GetOptions{})
 		if err == nil && *d.Spec.Replicas != nodeCount+1 {
-			err = fmt.Errorf("the autoscaler left it at %d replicas:\n%s", *d.Spec.Replicas, k.kubectl("describe", "hpa", "burner"))
+			err = fmt.Errorf("the autoscaler left it at %d replicas", *d.Spec.Replicas)
 		}
 		return err
 	})
@@ -164,7 +168,7 @@ func (k *testCase) installMetricsServer() {
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o644); err != nil {
 		k.Fatal(err)
 	}
-	everywhere := &testCase{T: k.T, cluster: k.cluster}
+	everywhere := &testCase{T: k.T, cluster: k.cluster} // the manifests name their namespace
 	k.Cleanup(func() {
 		if k.Failed() {
 			out, complaints, err := everywhere.tryKubectl("", "-n", "kube-system", "logs", "deployment/metrics-server", "--tail=50")
@@ -225,19 +229,53 @@ func (k *testCase) plausible(what string, u used, leastCPU, mostCPU, leastMemory
 	}
 }
 
-// cpuUsed is the CPU time of each Pod, as the kernel counts it.
-func (k *testCase) cpuUsed(pods []corev1.Pod) (out []time.Duration) {
-	k.Helper()
-	for _, p := range pods {
-		for _, n := range k.nodes {
-			if n.name == p.Spec.NodeName {
-				d, err := n.cpuUsed(p.UID)
-				if err != nil {
-					k.Fatal(err)
-				}
-				out = append(out, d)
+// measure follows what Pods use until it is asked for the least and the most
+// that each used in any 3 s, in thousandths of a core. What metrics-server
+// compares is in there, and a shared machine gives more or less as it goes.
+func (k *testCase) measure(pods []corev1.Pod) func() (least, most []float64) {
+	const over = 3 * time.Second
+	var at []time.Time
+	var samples [][]time.Duration
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			at, samples = append(at, time.Now()), append(samples, k.cpuUsed(pods))
+			select {
+			case <-k.Context().Done():
+				return
+			case <-stop:
+				return
+			case <-time.After(500 * time.Millisecond):
 			}
 		}
+	}()
+	return func() (least, most []float64) {
+		close(stop)
+		<-stopped
+		for p := range pods {
+			low, high := math.Inf(1), 0.0
+			for i, j := 0, 0; j < len(at); j++ {
+				for ; at[j].Sub(at[i]) >= over; i++ {
+					used := 1000 * (samples[j][p] - samples[i][p]).Seconds() / at[j].Sub(at[i]).Seconds()
+					low, high = min(low, used), max(high, used)
+				}
+			}
+			least, most = append(least, low), append(most, high)
+		}
+		return least, most
+	}
+}
+
+// cpuUsed is the CPU time of each Pod, as the kernel counts it.
+func (k *testCase) cpuUsed(pods []corev1.Pod) (out []time.Duration) {
+	for _, p := range pods {
+		n := k.nodes[slices.IndexFunc(k.nodes, func(n *node) bool { return n.name == p.Spec.NodeName })]
+		d, err := n.cpuUsed(p.UID)
+		if err != nil {
+			k.Error(err)
+		}
+		out = append(out, d)
 	}
 	return out
 }

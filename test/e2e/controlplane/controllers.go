@@ -50,7 +50,7 @@ func (c *ControlPlane) startControllers() error {
 		"--allocate-node-cidrs", "--cluster-cidr", PodCIDRs, "--service-cluster-ip-range", ServiceCIDRs,
 		"--node-cidr-mask-size-ipv4", "24", "--node-cidr-mask-size-ipv6", "64",
 		"--service-account-private-key-file", c.file("service-account.key"), "--root-ca-file", c.file("ca.crt"),
-		"--concurrent-service-endpoint-syncs", "10", "--concurrent-endpoint-syncs", "5",
+		"--concurrent-service-endpoint-syncs", "10", "--concurrent-endpoint-syncs", "5", "--horizontal-pod-autoscaler-sync-period", "5s",
 	}, common...)
 	for _, k := range []struct {
 		program Binary
