@@ -253,6 +253,7 @@ const (
 	FairleadProgFairleadRecvmsg6       = "fairlead_recvmsg6"
 	FairleadProgFairleadSendmsg4       = "fairlead_sendmsg4"
 	FairleadProgFairleadSendmsg6       = "fairlead_sendmsg6"
+	FairleadProgFairleadSweepFind      = "fairlead_sweep_find"
 	FairleadProgFairleadSweepTcp       = "fairlead_sweep_tcp"
 	FairleadProgFairleadSweepUdp       = "fairlead_sweep_udp"
 	FairleadVarDraining                = "draining"
@@ -314,6 +315,7 @@ type FairleadProgramSpecs struct {
 	FairleadRecvmsg6     *ebpf.ProgramSpec `ebpf:"fairlead_recvmsg6"`
 	FairleadSendmsg4     *ebpf.ProgramSpec `ebpf:"fairlead_sendmsg4"`
 	FairleadSendmsg6     *ebpf.ProgramSpec `ebpf:"fairlead_sendmsg6"`
+	FairleadSweepFind    *ebpf.ProgramSpec `ebpf:"fairlead_sweep_find"`
 	FairleadSweepTcp     *ebpf.ProgramSpec `ebpf:"fairlead_sweep_tcp"`
 	FairleadSweepUdp     *ebpf.ProgramSpec `ebpf:"fairlead_sweep_udp"`
 }
@@ -452,6 +454,7 @@ type FairleadPrograms struct {
 	FairleadRecvmsg6     *ebpf.Program `ebpf:"fairlead_recvmsg6"`
 	FairleadSendmsg4     *ebpf.Program `ebpf:"fairlead_sendmsg4"`
 	FairleadSendmsg6     *ebpf.Program `ebpf:"fairlead_sendmsg6"`
+	FairleadSweepFind    *ebpf.Program `ebpf:"fairlead_sweep_find"`
 	FairleadSweepTcp     *ebpf.Program `ebpf:"fairlead_sweep_tcp"`
 	FairleadSweepUdp     *ebpf.Program `ebpf:"fairlead_sweep_udp"`
 }
@@ -469,6 +472,7 @@ func (p *FairleadPrograms) Close() error {
 		p.FairleadRecvmsg6,
 		p.FairleadSendmsg4,
 		p.FairleadSendmsg6,
+		p.FairleadSweepFind,
 		p.FairleadSweepTcp,
 		p.FairleadSweepUdp,
 	)

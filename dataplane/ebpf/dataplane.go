@@ -35,6 +35,7 @@ type Dataplane struct {
 	shadow      *shadow
 	dirty       bool          // the shadow may be wrong: the next Apply has to Sync
 	sweepWanted sweeps        // removed Backends had sockets
+	sweepDoubt  sweeps        // others were removed, which a socket may just have been choosing
 	slotsUsed   atomic.Uint32 // for metrics, which read at any time
 	slotBuffer  []bpf.FairleadSlot
 
@@ -109,7 +110,7 @@ func (d *Dataplane) start(ctx context.Context) error {
 	if d.devices, err = newDevices(d.options, d.programs); err != nil {
 		return err
 	}
-	if d.sweeper, err = newSweeper(d.programs, d.maps["netns_addresses"], d.options.Logger); err != nil {
+	if d.sweeper, err = newSweeper(d.programs, d.maps, d.options.Logger); err != nil {
 		return err
 	}
 	ager := &ager{conntrack: d.maps["conntrack"], timeouts: d.options.Timeouts}
@@ -257,10 +258,9 @@ func (d *Dataplane) apply(c dataplane.Change) (changed int, err error) {
 	}
 	d.shadow.ranges.release(d.shadow.ranges.now().Add(-quarantine))
 	d.slotsUsed.Store(d.shadow.ranges.used)
-	if d.sweepWanted != 0 {
-		d.sweeper.soon(d.sweepWanted)
-		d.sweepWanted = 0
-	}
+	d.sweeper.soon(d.sweepWanted)
+	d.sweeper.later(d.sweepDoubt &^ d.sweepWanted)
+	d.sweepWanted, d.sweepDoubt = 0, 0
 	if len(failed) > 0 {
 		return changed, &dataplane.ApplyError{Failed: failed}
 	}

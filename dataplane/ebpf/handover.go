@@ -141,7 +141,7 @@ func (r *Draining) End(ctx context.Context) error {
 	r.d.stop()
 	r.d.workers.Wait()
 	_, err := r.d.Sync(ctx, &dataplane.Table{})
-	r.d.sweeper.sweep(sweepUDP)
+	r.d.sweeper.sweep(r.d.sweeper.of(sweepUDP))
 	err = errors.Join(err, r.d.Close())
 	_, cerr := Cleanup(r.options)
 	return errors.Join(err, cerr)

@@ -146,14 +146,23 @@ func closeMaps(maps map[string]*ebpf.Map) {
 }
 
 // loadPrograms loads all programs against the given maps. The sweeps are nil
-// where the kernel lacks what they call (bpf_sock_destroy, 6.5).
+// where the kernel lacks what they call (bpf_sock_destroy, 6.5), and their
+// first walk where it refuses that.
 func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*bpf.FairleadPrograms, error) {
+	const sweepFind = "fairlead_sweep_find"
+	var find *ebpf.Program
 	if haveKfunc("bpf_sock_destroy") != nil {
 		delete(spec.Programs, "fairlead_sweep_udp")
 		delete(spec.Programs, "fairlead_sweep_tcp")
+	} else {
+		find = loadAlone(spec, maps, sweepFind)
 	}
+	delete(spec.Programs, sweepFind)
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
 	if err != nil {
+		if find != nil {
+			find.Close()
+		}
 		var ve *ebpf.VerifierError
 		if errors.As(err, &ve) {
 			return nil, fmt.Errorf("load eBPF programs: the kernel's verifier refuses: %w (run `fairlead check`)", ve)
@@ -169,5 +178,18 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*bpf.Fa
 		FairleadFromUplink: coll.DetachProgram("fairlead_from_uplink"), FairleadFromPod: coll.DetachProgram("fairlead_from_pod"),
 		FairleadFromHost: coll.DetachProgram("fairlead_from_host"),
 		FairleadSweepUdp: coll.DetachProgram("fairlead_sweep_udp"), FairleadSweepTcp: coll.DetachProgram("fairlead_sweep_tcp"),
+		FairleadSweepFind: find,
 	}, nil
+}
+
+// loadAlone loads a program that may be missing: nil where the kernel refuses.
+func loadAlone(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, name string) *ebpf.Program {
+	one := spec.Copy()
+	one.Programs = map[string]*ebpf.ProgramSpec{name: one.Programs[name]}
+	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps})
+	if err != nil {
+		return nil
+	}
+	defer coll.Close()
+	return coll.DetachProgram(name)
 }

@@ -4,16 +4,20 @@ package ebpf
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
-	"sync/atomic"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"fairlead.dev/bpf"
 	"fairlead.dev/dataplane"
@@ -21,14 +25,29 @@ import (
 
 // sweeper ends sockets that are connected to Backends which no longer exist,
 // in every network namespace, after a Change removed one that sockets used. It
-// does so beside Apply: a sweep takes a walk over the kernel's whole socket
-// table for each namespace, and new connections need none.
+// does so beside Apply, for new connections do not need it.
+//
+// What ends sockets walks the kernel's whole table of them, for one namespace.
+// So first all sockets that have a flow are asked, wherever they are, and then
+// only the namespaces of those that are to be ended are walked.
 type sweeper struct {
-	udp, tcp *link.Iter
-	log      *slog.Logger
-	wanted   atomic.Uint32 // sweeps that wait
-	wake     chan struct{}
-	netns    *ebpf.Map // netns_addresses
+	find   *link.Iter // nil: this kernel does not let it, every namespace is walked
+	sweeps []*sweep   // none: this kernel can't end sockets
+	spaces namespaces
+	looks  []time.Duration
+	log    *slog.Logger
+	netns  *ebpf.Map // netns_addresses
+}
+
+// sweep ends the sockets of one protocol. Each has its own pace: TCP has the
+// larger table.
+type sweep struct {
+	kind  sweeps
+	proto uint32 // IANA number
+	end   *link.Iter
+	wake  chan struct{} // a socket may have a Backend that was removed
+	doubt chan struct{} // none had when it was removed, but one may have been choosing it
+	lost  map[uint64]int
 }
 
 // sweeps says which sockets to look at.
@@ -52,45 +71,86 @@ func (p *portState) sweeps() (what sweeps) {
 	return what
 }
 
-const (
-	// sweepAgain is how long after the last sweep another looks once more, for
-	// a socket that was choosing its Backend just when it was removed.
-	sweepAgain = time.Second
-	// sweepRest is how many times what a sweep took passes before the next:
-	// endpoints that never stop changing cost a fifth of a CPU at most.
-	sweepRest = 4
-)
+// sweepLooks is how long after a sweep others look once more, for a socket that
+// was choosing its Backend just when it was removed: connect() takes some
+// microseconds from there to where a sweep sees it, and longer where its thread
+// is made to wait. Where every namespace is walked, only the last.
+var sweepLooks = []time.Duration{50 * time.Millisecond, time.Second}
 
-func newSweeper(p *bpf.FairleadPrograms, netns *ebpf.Map, log *slog.Logger) (*sweeper, error) {
-	s := &sweeper{log: log, wake: make(chan struct{}, 1), netns: netns}
+// sweepRest is how many times what a sweep took passes before the next:
+// endpoints that never stop changing cost a fifth of a CPU at most.
+const sweepRest = 4
+
+// newSweeper makes one for this kernel, whose lacks it tells.
+func newSweeper(p *bpf.FairleadPrograms, maps map[string]*ebpf.Map, log *slog.Logger) (_ *sweeper, err error) {
+	s := &sweeper{log: log, netns: maps["netns_addresses"], looks: sweepLooks}
 	if p.FairleadSweepUdp == nil {
 		log.Warn("this kernel cannot end sockets of removed Backends (bpf_sock_destroy, 6.5): connected UDP sockets stay with them")
 		return s, nil
 	}
-	var err error
-	if s.udp, err = link.AttachIter(link.IterOptions{Program: p.FairleadSweepUdp}); err != nil {
-		return nil, fmt.Errorf("attach UDP socket iterator: %w", err)
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	for _, k := range []struct {
+		kind  sweeps
+		proto uint32
+		prog  *ebpf.Program
+	}{{sweepUDP, unix.IPPROTO_UDP, p.FairleadSweepUdp}, {sweepTCP, unix.IPPROTO_TCP, p.FairleadSweepTcp}} {
+		it, err := link.AttachIter(link.IterOptions{Program: k.prog})
+		if err != nil {
+			return nil, fmt.Errorf("attach socket iterator %s: %w", k.prog, err)
+		}
+		s.sweeps = append(s.sweeps, &sweep{kind: k.kind, proto: k.proto, end: it, wake: make(chan struct{}, 1), doubt: make(chan struct{}, 1)})
 	}
-	if s.tcp, err = link.AttachIter(link.IterOptions{Program: p.FairleadSweepTcp}); err != nil {
-		s.udp.Close()
-		return nil, fmt.Errorf("attach TCP socket iterator: %w", err)
+	err = ebpf.ErrNotSupported
+	if p.FairleadSweepFind != nil {
+		s.find, err = link.AttachIter(link.IterOptions{Program: p.FairleadSweepFind, Map: maps["socket_flows"]})
+	}
+	if err != nil {
+		log.Info("this kernel does not tell where sockets of removed Backends are: they are looked for in every network namespace", "error", err)
+		s.everywhere()
 	}
 	return s, nil
 }
 
+// everywhere makes sweeps walk every namespace.
+func (s *sweeper) everywhere() {
+	s.find, s.looks = nil, sweepLooks[len(sweepLooks)-1:]
+}
+
 func (s *sweeper) close() {
-	if s.udp == nil {
-		return
+	for _, k := range s.sweeps {
+		k.end.Close()
 	}
-	s.udp.Close()
-	s.tcp.Close()
+	if s.find != nil {
+		s.find.Close()
+	}
 }
 
 // soon sweeps as soon as the last sweep was long enough ago.
 func (s *sweeper) soon(what sweeps) {
-	s.wanted.Or(uint32(what))
+	for _, k := range s.sweeps {
+		if what&k.kind != 0 {
+			nudge(k.wake)
+		}
+	}
+}
+
+// later looks once, for sockets that may have been choosing what was removed.
+// Walking every namespace for that would cost too much.
+func (s *sweeper) later(what sweeps) {
+	for _, k := range s.sweeps {
+		if what&k.kind != 0 && s.find != nil {
+			nudge(k.doubt)
+		}
+	}
+}
+
+func nudge(c chan struct{}) {
 	select {
-	case s.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -99,61 +159,143 @@ func (s *sweeper) soon(what sweeps) {
 const netnsEvery = 10 * time.Second
 
 func (s *sweeper) run(ctx context.Context) {
-	again, due := time.NewTimer(sweepAgain), sweepUDP|sweepTCP // an agent before may have died before its sweep
-	defer again.Stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, k := range s.sweeps {
+		wg.Go(func() { s.runSweep(ctx, k) })
+	}
 	learn := time.NewTicker(netnsEvery)
 	defer learn.Stop()
+	for {
+		s.learnAddresses()
+		select {
+		case <-ctx.Done():
+			return
+		case <-learn.C:
+		}
+	}
+}
+
+func (s *sweeper) runSweep(ctx context.Context, k *sweep) {
+	last := len(s.looks) - 1
+	look, next := time.NewTimer(s.looks[last]), last // an agent before may have died before its sweep
+	defer look.Stop()
 	rested := time.NewTimer(time.Hour)
 	defer rested.Stop()
-	wake := s.wake
-	s.learnAddresses()
+	wake, pending, doubted := k.wake, true, false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-wake:
-			begin, what := time.Now(), sweeps(s.wanted.Swap(0))
-			s.sweep(what)
-			due |= what
-			again.Reset(sweepAgain)
+			begin := time.Now()
+			s.sweep(k)
+			next, pending = 0, true
+			look.Reset(s.looks[next])
 			wake = nil
 			rested.Reset(sweepRest * time.Since(begin))
 		case <-rested.C:
-			wake = s.wake
-		case <-again.C:
-			s.sweep(due)
-			due = 0
-		case <-learn.C:
-			s.learnAddresses()
+			wake = k.wake
+		case <-k.doubt:
+			if pending { // it may come too soon for this one
+				doubted = true
+				continue
+			}
+			next, pending = last, true
+			look.Reset(s.looks[next])
+		case <-look.C:
+			s.sweep(k)
+			switch {
+			case next < last:
+				next++
+			case doubted:
+				doubted = false
+			default:
+				pending = false
+				continue
+			}
+			look.Reset(s.looks[next])
 		}
 	}
 }
 
-func (s *sweeper) sweep(what sweeps) {
-	if s.udp == nil {
+// of is the sweep of one kind, nil where the kernel can't end sockets.
+func (s *sweeper) of(kind sweeps) *sweep {
+	for _, k := range s.sweeps {
+		if k.kind == kind {
+			return k
+		}
+	}
+	return nil
+}
+
+// sweep ends the sockets of one kind whose Backend no longer exists.
+func (s *sweeper) sweep(k *sweep) {
+	if k == nil {
 		return
 	}
-	eachNetns(func() {
-		for kind, it := range map[sweeps]*link.Iter{sweepUDP: s.udp, sweepTCP: s.tcp} {
-			if what&kind == 0 {
-				continue
-			}
-			if err := runIterator(it); err != nil {
-				s.log.Warn("sweep sockets of removed Backends", "error", err)
+	end := func() {
+		if err := eachObject(k.end, func([]byte) {}); err != nil {
+			s.log.Warn("end sockets of removed Backends", "error", err)
+		}
+	}
+	if s.find == nil {
+		s.spaces.each(end)
+		return
+	}
+	inodes, err := s.stale(k.proto)
+	if err != nil {
+		s.log.Warn("look for sockets of removed Backends: each network namespace is searched", "error", err)
+		s.spaces.each(end)
+		return
+	}
+	if len(inodes) == 0 {
+		k.lost = nil
+		return
+	}
+	before := k.lost
+	k.lost = map[uint64]int{}
+	for _, inode := range s.spaces.in(inodes, end) {
+		if k.lost[inode] = before[inode] + 1; k.lost[inode] == 2 { // the first time it may just have ended
+			s.log.Warn("a socket stays with its removed Backend: its network namespace can't be entered, or is neither mounted in /run/netns nor a process's that is seen here",
+				"namespace", inode)
+		}
+	}
+}
+
+// stale are the namespaces of sockets whose Backend no longer exists.
+func (s *sweeper) stale(proto uint32) (inodes []uint64, err error) {
+	const size = 8 // struct stale_socket of bpf/sweep.h
+	err = eachObject(s.find, func(b []byte) {
+		for ; len(b) >= size; b = b[size:] {
+			inode := uint64(binary.NativeEndian.Uint32(b))
+			if binary.NativeEndian.Uint32(b[4:]) == proto && !slices.Contains(inodes, inode) {
+				inodes = append(inodes, inode)
 			}
 		}
 	})
+	return inodes, err
 }
 
-// runIterator visits every socket of the calling thread's network namespace.
-func runIterator(it *link.Iter) error {
+// eachObject runs an iterator to its end, and gives what it writes.
+func eachObject(it *link.Iter, f func([]byte)) error {
 	r, err := it.Open()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	_, err = io.Copy(io.Discard, r)
-	return err
+	b := make([]byte, 32<<10) // what the kernel gives at most at once
+	for {
+		n, err := r.Read(b)
+		f(b[:n])
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case errors.Is(err, unix.EAGAIN): // it visited a million, and wrote nothing: go on
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // learnAddresses notes which address each network namespace speaks from, so
@@ -161,7 +303,7 @@ func runIterator(it *link.Iter) error {
 // with several global addresses of a family is left out: which one a socket
 // uses is not known when it connects.
 func (s *sweeper) learnAddresses() {
-	eachNetns(func() {
+	s.spaces.each(func() {
 		cookie, err := netnsCookie()
 		if err != nil {
 			return

@@ -167,11 +167,13 @@ func (d *Dataplane) retire(p *plan) {
 	}
 	for _, b := range p.removed {
 		s := &d.states[b.id]
-		if s.SocketUsed != 0 {
-			d.sweepWanted |= p.old.sweeps()
-		}
 		s.EligibleSets = 0
 		atomic.StoreUint32(&s.Generation, (s.Generation+1)&^1)
+		if s.SocketUsed != 0 {
+			d.sweepWanted |= p.old.sweeps()
+		} else {
+			d.sweepDoubt |= p.old.sweeps()
+		}
 		d.shadow.backends.put(b.id)
 	}
 	for _, r := range p.freed {
