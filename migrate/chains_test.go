@@ -183,7 +183,7 @@ func TestChainsOfIPVSModeAreKubeProxysToo(t *testing.T) {
 	if diff := cmp.Diff(want, got.chains); diff != "" || len(got.jumps) != 6 || len(got.kept) != 0 {
 		t.Errorf("%d jumps, kept %v, chains (-want +got):\n%s", len(got.jumps), got.kept, diff)
 	}
-	for _, set := range []string{"KUBE-CLUSTER-IP", "KUBE-6-NODE-PORT-LOCAL-SCTP-HASH", "KUBE-IPVS-IPS"} {
+	for _, set := range []string{"KUBE-CLUSTER-IP", "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS", "KUBE-IPVS-IPS"} {
 		if !isKubeProxySet(set) {
 			t.Errorf("ipset %s is not taken for kube-proxy's", set)
 		}

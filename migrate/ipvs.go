@@ -11,9 +11,12 @@ import (
 
 	mobyipvs "github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"fairlead.dev/dataplane"
 	"fairlead.dev/dataplane/ipvs"
+	"fairlead.dev/dataplane/netfilter"
 )
 
 // ipvsDevice is the dummy device on which kube-proxy's ipvs mode puts the
@@ -28,11 +31,14 @@ var kubeProxySets = []string{
 	"KUBE-NODE-PORT-SCTP-HASH", "KUBE-NODE-PORT-LOCAL-SCTP-HASH", "KUBE-HEALTH-CHECK-NODE-PORT", "KUBE-IPVS-IPS",
 }
 
+// setNameBytes are the most that a name has: kube-proxy cuts longer ones.
+const setNameBytes = 31
+
 func isKubeProxySet(name string) bool {
-	if rest, ok := strings.CutPrefix(name, "KUBE-6-"); ok {
-		name = "KUBE-" + rest
-	}
-	return slices.Contains(kubeProxySets, name)
+	return slices.ContainsFunc(kubeProxySets, func(set string) bool {
+		six := "KUBE-6-" + strings.TrimPrefix(set, "KUBE-")
+		return name == set || name == six[:min(len(six), setNameBytes)]
+	})
 }
 
 // ipvsState is what the ipvs mode left, beside its iptables chains.
@@ -79,7 +85,7 @@ type nodePort struct {
 }
 
 func (s *ipvsState) findSets() (map[nodePort]bool, error) {
-	all, err := netlink.IpsetListAll()
+	names, err := setNames()
 	switch {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
 		return nil, nil // a kernel without ipset
@@ -87,14 +93,21 @@ func (s *ipvsState) findSets() (map[nodePort]bool, error) {
 		return nil, fmt.Errorf("list ipsets: %w", err)
 	}
 	ports := map[nodePort]bool{}
-	for _, set := range all {
-		if !isKubeProxySet(set.SetName) {
+	for _, name := range names {
+		if !isKubeProxySet(name) {
 			continue
 		}
-		s.sets = append(s.sets, set.SetName)
+		s.sets = append(s.sets, name)
 		for protocol, word := range map[uint16]string{unix.IPPROTO_TCP: "TCP", unix.IPPROTO_UDP: "UDP", unix.IPPROTO_SCTP: "SCTP"} {
-			if !strings.Contains(set.SetName, "NODE-PORT") || !strings.Contains(set.SetName, word) {
+			if !strings.Contains(name, "NODE-PORT") || !strings.Contains(name, word) {
 				continue
+			}
+			set, err := netlink.IpsetList(name)
+			if errors.Is(err, unix.ENOENT) {
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("list ipset %s: %w", name, err)
 			}
 			for _, e := range set.Entries {
 				if e.Port != nil {
@@ -105,6 +118,30 @@ func (s *ipvsState) findSets() (map[nodePort]bool, error) {
 	}
 	slices.Sort(s.sets)
 	return ports, nil
+}
+
+// listNames is IPSET_FLAG_LIST_SETNAME: no members, which are many. The library
+// asks for all of them, gives a large set several times, and writes a line to
+// the log for each thing that it does not know.
+const listNames = 1 << 1
+
+func setNames() (names []string, err error) {
+	req := nl.NewNetlinkRequest(nl.IPSET_CMD_LIST|unix.NFNL_SUBSYS_IPSET<<8, nl.GetIpsetFlags(nl.IPSET_CMD_LIST))
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_NETLINK, Version: nl.NFNETLINK_V0})
+	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_PROTOCOL, nl.Uint8Attr(nl.IPSET_PROTOCOL)))
+	req.AddData(&nl.Uint32Attribute{Type: nl.IPSET_ATTR_FLAGS | nl.NLA_F_NET_BYTEORDER, Value: listNames})
+	messages, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range messages {
+		for attr := range nl.ParseAttributes(m[min(len(m), nl.SizeofNfgenmsg):]) {
+			if attr.Type == nl.IPSET_ATTR_SETNAME {
+				names = append(names, unix.ByteSliceToString(attr.Value))
+			}
+		}
+	}
+	return names, nil
 }
 
 // withIPVS runs f with a handle, in the calling thread's network namespace:
@@ -175,6 +212,43 @@ func (s *ipvsState) quiesce() error {
 				d.Weight = 0
 				if err := h.UpdateDestination(v, d); err != nil && !gone(err) {
 					errs = append(errs, fmt.Errorf("take %s off virtual server %s: %w", d.Address, v.Address, err))
+				}
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// endDatagrams takes away the Backends that rules do not keep: IPVS lets go of
+// what is connected to them, and flows of UDP never end by themselves.
+func (s *ipvsState) endDatagrams(rules []netfilter.FlowRule) error {
+	if s.empty() || len(s.servers) == 0 {
+		return nil
+	}
+	keep := map[dataplane.FrontendKey]func(netip.AddrPort) bool{}
+	for _, r := range rules {
+		keep[r.Frontend] = r.Keep
+	}
+	return withIPVS(func(h *mobyipvs.Handle) error {
+		var errs []error
+		for _, v := range s.servers {
+			addr, _ := netip.AddrFromSlice(v.Address)
+			keeps, known := keep[dataplane.FrontendKey{Address: addr.Unmap(), Port: v.Port, Protocol: dataplane.UDP}]
+			if v.Protocol != unix.IPPROTO_UDP || !known {
+				continue
+			}
+			list, err := h.GetDestinations(v)
+			if gone(err) {
+				continue
+			}
+			errs = append(errs, err)
+			for _, d := range list {
+				to, _ := netip.AddrFromSlice(d.Address)
+				if keeps != nil && keeps(netip.AddrPortFrom(to.Unmap(), d.Port)) {
+					continue
+				}
+				if err := h.DelDestination(v, d); err != nil && !gone(err) {
+					errs = append(errs, fmt.Errorf("end flows of %s:%d to %s: %w", v.Address, v.Port, d.Address, err))
 				}
 			}
 		}

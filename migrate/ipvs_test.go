@@ -119,6 +119,24 @@ func echoes(c net.Conn) error {
 	return err
 }
 
+func TestIPSetsOfKubeProxyAreKnownByTheirNames(t *testing.T) {
+	newNamespace(t)
+	for _, name := range []string{"MINE", "KUBE-ROUTER-NETPOL", "KUBE-LOAD-BALANCER-SOURCE-CIDR", "KUBE-6-LOAD-BALANCER-SOURCE-CID", "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS"} {
+		do(t, netlink.IpsetCreate(name, "hash:ip,port", netlink.IpsetCreateOptions{Family: unix.AF_INET}))
+	}
+	do(t, netlink.IpsetCreate("KUBE-NODE-PORT-UDP", "bitmap:port", netlink.IpsetCreateOptions{PortFrom: 0, PortTo: 65535}), addPort("KUBE-NODE-PORT-UDP", 30053))
+	var s ipvsState
+	ports, err := s.findSets()
+	do(t, err)
+	want := []string{"KUBE-6-LOAD-BALANCER-SOURCE-CID", "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS", "KUBE-LOAD-BALANCER-SOURCE-CIDR", "KUBE-NODE-PORT-UDP"}
+	if diff := cmp.Diff(want, s.sets); diff != "" {
+		t.Errorf("sets (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(map[nodePort]bool{{unix.IPPROTO_UDP, 30053}: true}, ports, cmp.AllowUnexported(nodePort{})); diff != "" {
+		t.Errorf("ports (-want +got):\n%s", diff)
+	}
+}
+
 func TestOfIPVSOnlyKubeProxysIsRemovedOnceItsConnectionsHaveEnded(t *testing.T) {
 	if _, err := netlink.GenlFamilyGet("IPVS"); err != nil {
 		t.Skipf("this kernel has no IPVS: %v; test/vm runs this on one that has", err)
@@ -155,8 +173,12 @@ func TestOfIPVSOnlyKubeProxysIsRemovedOnceItsConnectionsHaveEnded(t *testing.T) 
 	if diff := cmp.Diff(want, l.Lines()); diff != "" || !slices.Equal(l.Modes(), []string{"ipvs"}) {
 		t.Fatalf("modes %v; found (-want +got):\n%s", l.Modes(), diff)
 	}
-	s, err := readServed(t.Context())
-	do(t, err)
+	s := &servedSet{at: map[dataplane.FrontendKey]bool{}}
+	do(t, s.addServers(l.ipvs, map[bool]bool{}))
+	if len(s.at) > 0 {
+		t.Errorf("kube-proxy is seen to serve %v before it has written its rules", s.at)
+	}
+	do(t, s.addServers(l.ipvs, map[bool]bool{false: true, true: true}))
 	for _, at := range []string{"10.96.0.10:80", "[fd00::10]:80", "192.0.2.1:30080"} {
 		a := netip.MustParseAddrPort(at)
 		if !s.has(wantedFrontend{key: dataplane.FrontendKey{Address: a.Addr(), Port: a.Port(), Protocol: dataplane.TCP}}) {
@@ -169,6 +191,11 @@ func TestOfIPVSOnlyKubeProxysIsRemovedOnceItsConnectionsHaveEnded(t *testing.T) 
 	do(t, err, echoes(c))
 	_, err = l.Withdraw(t.Context())
 	do(t, err)
+	s.at = map[dataplane.FrontendKey]bool{}
+	do(t, s.addServers(l.ipvs, map[bool]bool{false: true, true: true}))
+	if len(s.at) > 0 {
+		t.Errorf("kube-proxy is seen to serve %v after Withdraw", s.at)
+	}
 	if carries, err := l.Carries(); err != nil || !carries {
 		t.Errorf("with an established connection: carries %t, %v", carries, err)
 	}

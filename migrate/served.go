@@ -7,10 +7,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
+	mobyipvs "github.com/moby/ipvs"
 
 	"fairlead.dev/dataplane"
 	"fairlead.dev/dataplane/iptables"
@@ -52,8 +54,11 @@ func readServed(ctx context.Context) (*servedSet, error) {
 			return nil, fmt.Errorf("read %s: %w", t, err)
 		}
 	}
-	s.addServers(l.ipvs)
-	return s, nil
+	ruled := map[bool]bool{}
+	for _, p := range l.chains {
+		ruled[p.rules.IPv6()] = ruled[p.rules.IPv6()] || len(p.rules.Tables["nat"][postrouting]) > 0
+	}
+	return s, s.addServers(l.ipvs, ruled)
 }
 
 // addChains reads rules such as
@@ -129,13 +134,27 @@ func keyPort(key []byte) (dataplane.Protocol, uint16) {
 	return dataplane.Protocol(key[0]), binary.BigEndian.Uint16(key[4:])
 }
 
-func (s *servedSet) addServers(v *ipvsState) {
-	if v.empty() {
-		return
+// addServers reads those virtual servers that give connections to a Backend, of
+// the families that have rules, too: kube-proxy writes these last, and masquerades
+// by them. What Withdraw left of an earlier kube-proxy gives none.
+func (s *servedSet) addServers(v *ipvsState, ruledIPv6 map[bool]bool) error {
+	if v.empty() || len(v.servers) == 0 {
+		return nil
 	}
-	for _, server := range v.servers {
-		if a, ok := netip.AddrFromSlice(server.Address); ok {
-			s.at[dataplane.FrontendKey{Address: a.Unmap(), Port: server.Port, Protocol: dataplane.Protocol(server.Protocol)}] = true
+	return withIPVS(func(h *mobyipvs.Handle) error {
+		for _, server := range v.servers {
+			a, ok := netip.AddrFromSlice(server.Address)
+			if !ok || !ruledIPv6[a.Unmap().Is6()] {
+				continue
+			}
+			list, err := h.GetDestinations(server)
+			if err != nil && !gone(err) {
+				return fmt.Errorf("list destinations of virtual server %s: %w", server.Address, err)
+			}
+			if slices.ContainsFunc(list, func(d *mobyipvs.Destination) bool { return d.Weight > 0 }) {
+				s.at[dataplane.FrontendKey{Address: a.Unmap(), Port: server.Port, Protocol: dataplane.Protocol(server.Protocol)}] = true
+			}
 		}
-	}
+		return nil
+	})
 }

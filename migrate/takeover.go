@@ -11,6 +11,7 @@ import (
 
 	"fairlead.dev/dataplane"
 	"fairlead.dev/dataplane/handover"
+	"fairlead.dev/dataplane/netfilter"
 )
 
 // Options of a TakeOver.
@@ -49,7 +50,8 @@ var (
 // NewTakeOver is for what Find found.
 func NewTakeOver(found *Leftovers, o Options) *TakeOver {
 	t := &TakeOver{o: o, found: found}
-	t.Netfilter = handover.Netfilter{Technology: "kube-proxy", Shared: o.Shared, Lasting: true, Withdraw: t.withdraw, Remove: t.remove}
+	t.Netfilter = handover.Netfilter{Technology: "kube-proxy", Shared: o.Shared, Lasting: true, Withdraw: t.withdraw, Remove: t.remove,
+		EndStale: func(rules []netfilter.FlowRule) error { return t.found.ipvs.endDatagrams(rules) }}
 	return t
 }
 

@@ -26,6 +26,9 @@ type Netfilter struct {
 	Withdraw func() error
 	// Remove removes what is left.
 	Remove func() error
+	// EndStale ends flows by the same rules where it carries some elsewhere; nil
+	// for nowhere.
+	EndStale func([]netfilter.FlowRule) error
 
 	conntrack *netfilter.Conntrack
 	frontends map[dataplane.FrontendKey]dataplane.ServiceName
@@ -53,8 +56,20 @@ func (n *Netfilter) Begin(_ context.Context, t *dataplane.Table) (err error) {
 		return err
 	}
 	// Nobody may have followed the Services for some time.
-	_, err = n.conntrack.EndStale(netfilter.AllRules(t))
+	rules := netfilter.AllRules(t)
+	if err := n.endElsewhere(rules); err != nil {
+		return err
+	}
+	_, err = n.conntrack.EndStale(rules)
 	return err
+}
+
+// endElsewhere comes before conntrack, which would be filled again.
+func (n *Netfilter) endElsewhere(rules []netfilter.FlowRule) error {
+	if n.EndStale == nil || len(rules) == 0 {
+		return nil
+	}
+	return n.EndStale(rules)
 }
 
 // Lasts implements Lasting.
@@ -78,11 +93,12 @@ func (n *Netfilter) Apply(_ context.Context, c dataplane.Change) error {
 			n.know(s)
 		}
 	}
+	err := n.endElsewhere(rules)
 	if n.Shared || len(rules) == 0 {
-		return nil
+		return err
 	}
-	_, err := n.conntrack.EndStale(rules)
-	return err
+	_, cerr := n.conntrack.EndStale(rules)
+	return errors.Join(err, cerr)
 }
 
 // datagramIdleSeconds is how long a UDP flow may be silent before it is let go:
