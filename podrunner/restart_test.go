@@ -154,17 +154,21 @@ func TestARestartOfContainerdDisturbsNothing(t *testing.T) {
 	})
 }
 
-// killProcess kills the one process with this command line.
+// killProcess kills the one process with this command line. A container may be
+// said to run a moment before it has executed what it should.
 func killProcess(t *testing.T, args ...string) {
 	t.Helper()
-	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, path := range all {
-		if b, _ := os.ReadFile(path); string(b) == strings.Join(args, "\x00")+"\x00" {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
+	want := strings.Join(args, "\x00") + "\x00"
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, path := range all {
+			if b, _ := os.ReadFile(path); string(b) == want {
+				pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				return
 			}
-			return
 		}
 	}
 	t.Fatalf("no process %v", args)
