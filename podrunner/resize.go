@@ -42,6 +42,7 @@ func (w *worker) grant() {
 		w.deferred.Store(false)
 		w.setCondition(corev1.PodResizePending, "", "")
 		w.setCondition(corev1.PodResizeInProgress, "", "")
+		w.r.roomFreed() // perhaps: it may ask for less
 		return
 	}
 	reason, event := corev1.PodReasonDeferred, "ResizeDeferred"

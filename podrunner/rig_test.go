@@ -149,8 +149,9 @@ func (g *shared) tell() {
 	g.news = make(chan struct{})
 }
 
-// until waits for a condition, looked at with each status and now and then.
-func (g *rig) until(what string, timeout time.Duration, cond func() bool) {
+// until waits for a condition, looked at with each status and now and then, and
+// once more at the end: a machine that stood still has had no time.
+func (g *rig) until(what string, timeout time.Duration, cond func() bool) (came bool) {
 	g.t.Helper()
 	end := time.After(timeout)
 	for {
@@ -158,14 +159,18 @@ func (g *rig) until(what string, timeout time.Duration, cond func() bool) {
 		news := g.news
 		g.mu.Unlock()
 		if cond() {
-			return
+			return true
 		}
 		select {
 		case <-news:
 		case <-time.After(50 * time.Millisecond):
 		case <-end:
+			time.Sleep(50 * time.Millisecond)
+			if cond() {
+				return true
+			}
 			g.t.Errorf("not within %v: %s\n%s", timeout, what, g.dump(what))
-			return
+			return false
 		}
 	}
 }
@@ -233,14 +238,17 @@ func (g *rig) status(key types.NamespacedName) corev1.PodStatus {
 	return all[len(all)-1]
 }
 
-// await waits for a status.
+// await waits for a status. Without it there is nothing to go on with.
 func (g *rig) await(key types.NamespacedName, what string, cond func(s *corev1.PodStatus) bool) corev1.PodStatus {
 	g.t.Helper()
 	var s corev1.PodStatus // that which was awaited: the next may have come since
-	g.until(key.Name+": "+what, patience, func() bool {
+	came := g.until(key.Name+": "+what, patience, func() bool {
 		s = g.status(key)
 		return cond(&s)
 	})
+	if !came {
+		g.t.FailNow()
+	}
 	return s
 }
 

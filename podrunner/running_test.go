@@ -11,8 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-
-	"fairlead.dev/podrunner/podspec"
 )
 
 func TestProbesSayWhetherAPodIsReadyAndLives(t *testing.T) {
@@ -66,20 +64,7 @@ spec:
 }
 
 func TestAResizeIsLive(t *testing.T) {
-	g := newRig(t, func(o *Options) {
-		o.Admit = func(p *corev1.Pod, others []*corev1.Pod) *podspec.Refused {
-			total := resource.Quantity{}
-			for _, o := range append(others, p) {
-				for i := range o.Spec.Containers {
-					total.Add(*o.Spec.Containers[i].Resources.Requests.Memory())
-				}
-			}
-			if total.Value() > 256<<20 {
-				return &podspec.Refused{Reason: "OutOfmemory", Message: "no room"}
-			}
-			return nil
-		}
-	})
+	g := newRig(t, func(o *Options) { o.Admit = room })
 	p := parsePod(t, `
 metadata: {name: p, uid: u-p, generation: 1}
 spec:
