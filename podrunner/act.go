@@ -135,7 +135,6 @@ func (w *worker) makeSandbox(ctx context.Context, p *plan) error {
 		w.r.event(w.pod, "", corev1.EventTypeWarning, warning.Reason, warning.Message)
 	}
 	w.prefetch(config, handler)
-	w.r.transition()
 	id, err := w.r.client.Runtime.RunPodSandbox(cri.Quiet(ctx), config, handler)
 	if err != nil {
 		w.lookAgain()
@@ -217,7 +216,6 @@ func (w *worker) start(ctx context.Context, o startOrder) (next time.Time, err e
 	if last != nil && last.State == podstatus.Exited {
 		w.backoff.restarted(c.Name, last.Finished, time.Now())
 	}
-	w.r.transition()
 	active := w.observed.Active().ID
 	id, err := w.r.client.Runtime.CreateContainer(cri.Quiet(ctx), active, config, sandbox)
 	if err != nil {

@@ -50,11 +50,11 @@ func newExits(top string, log *slog.Logger, ended func(types.UID, string)) *exit
 	return e
 }
 
-// watch tells of the end of a container that runs. parent is the Pod's cgroup as
-// the runtime was told it.
-func (e *exits) watch(pod types.UID, parent, id string) {
+// watch tells of the end of a container that runs; false: it cannot. parent is
+// the Pod's cgroup as the runtime was told it.
+func (e *exits) watch(pod types.UID, parent, id string) (watched bool) {
 	if e.fs == nil || parent == "" || id == "" {
-		return
+		return false
 	}
 	// Runtimes name the cgroup ID, or PREFIX-ID.scope.
 	found, _ := filepath.Glob(filepath.Join(e.top, slicePath(parent), "*"+id+"*", "cgroup.events"))
@@ -69,10 +69,14 @@ func (e *exits) watch(pod types.UID, parent, id string) {
 			e.mu.Lock()
 			delete(e.containers, path)
 			e.mu.Unlock()
-		} else if empty(path) {
+			continue
+		}
+		watched = true
+		if empty(path) {
 			e.tell(path)
 		}
 	}
+	return watched
 }
 
 // watched is how many containers will be heard of.
@@ -152,9 +156,7 @@ func (r *Runner) exited(uid types.UID, id string) {
 	}
 }
 
-// watchExit watches a container that runs.
-func (w *worker) watchExit(c *podstatus.Container) {
-	if w.pod != nil && c.State == podstatus.Running {
-		w.r.exits.watch(w.uid, podspec.CgroupParent(w.pod, w.facts()), c.ID)
-	}
+// watchExit watches a container that runs; false: its end will not be heard of.
+func (w *worker) watchExit(c *podstatus.Container) bool {
+	return w.pod != nil && c.State == podstatus.Running && w.r.exits.watch(w.uid, podspec.CgroupParent(w.pod, w.facts()), c.ID)
 }

@@ -107,7 +107,9 @@ func (w *worker) sawSandbox(s podstatus.Sandbox) {
 
 func (w *worker) sawContainer(c podstatus.Container) {
 	w.forgetContainer(c.ID)
-	w.watchExit(&c)
+	if !w.watchExit(&c) {
+		w.r.transition() // it may end at once
+	}
 	w.observed.Containers = append(w.observed.Containers, c)
 	sortNewestFirst(&w.observed)
 	w.changed = time.Now()
