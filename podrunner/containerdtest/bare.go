@@ -37,18 +37,21 @@ func (b *Bare) Start(ctx context.Context, name string) (sandbox string, took tim
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name}, LogDirectory: filepath.Join(b.rt.Dir, name),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: b.rt.CgroupRoot + "/kubepods/burstable"},
 	}
+	return b.StartAs(ctx, config, &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: Image},
+		Args: []string{"sleep"}, LogPath: "c.log", Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{CpuShares: 10}},
+	})
+}
+
+// StartAs starts what the configurations say, by the same calls.
+func (b *Bare) StartAs(ctx context.Context, config *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) (sandbox string, took time.Duration, err error) {
+	name := config.Metadata.Name
 	begin := time.Now()
 	run, err := b.client.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
 	if err != nil {
 		return "", 0, fmt.Errorf("run the sandbox of %s: %w", name, err)
 	}
-	created, err := b.client.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
-		PodSandboxId: run.PodSandboxId, SandboxConfig: config,
-		Config: &runtimeapi.ContainerConfig{
-			Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: Image},
-			Args: []string{"sleep"}, LogPath: "c.log", Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{CpuShares: 10}},
-		},
-	})
+	created, err := b.client.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: run.PodSandboxId, SandboxConfig: config, Config: c})
 	if err != nil {
 		return run.PodSandboxId, 0, fmt.Errorf("create the container of %s: %w", name, err)
 	}
