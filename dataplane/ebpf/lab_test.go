@@ -62,8 +62,18 @@ func newLab(t testing.TB) *lab {
 	return l
 }
 
+// playsRole makes the test binary another process, which a test starts.
+const playsRole = "FAIRLEAD_TEST_ROLE"
+
+// roles are what it does then. What they print is for the test.
+var roles = map[string]func(){"reader": readStdin, "spender": spendThread}
+
 // TestMain first removes what runs of these tests that were killed left.
 func TestMain(m *testing.M) {
+	if role := roles[os.Getenv(playsRole)]; role != nil {
+		role()
+		os.Exit(0)
+	}
 	forDead := func(pattern string, remove func(path string)) {
 		paths, _ := filepath.Glob(pattern)
 		for _, path := range paths {

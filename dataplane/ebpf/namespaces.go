@@ -71,12 +71,18 @@ func (n *namespaces) in(inodes []uint64, f func()) (lost []uint64) {
 	return lost
 }
 
-// onSpentThread runs f on a thread that may change its namespace.
+// onSpentThread runs f on a thread that may change its namespace. The main
+// thread would not end with the goroutine, and be the process's namespace.
 func onSpentThread(f func()) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
-		f()
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			onSpentThread(f) // on another, since this one is taken
+			runtime.UnlockOSThread()
+			return
+		}
+		f() // not unlocked: the thread ends with the goroutine
 	})
 	wg.Wait()
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -237,10 +236,7 @@ func TestASweepEndsSocketsInWhateverNamespaceTheyAre(t *testing.T) {
 	eachWay(t, func(t *testing.T, d *Dataplane) {
 		keepRunning(t, d.sweeper)
 		inhabited, left, passed, busy := newSpace(t).withSilence(t), newSpace(t).withSilence(t).mounted(t), newSpace(t).withSilence(t).mounted(t), newSpace(t).withSilence(t).mounted(t)
-		var inhabitant *exec.Cmd
-		inhabited.do(t, func() error { inhabitant = exec.Command("sleep", "60"); return inhabitant.Start() })
-		t.Cleanup(func() { inhabitant.Process.Kill(); inhabitant.Wait() })
-
+		inhabited.inhabit(t)
 		stale := map[string]int{
 			"UDP in a namespace of a process":    inhabited.socket(t, unix.SOCK_DGRAM, swept),
 			"UDP in a namespace of no process":   left.socket(t, unix.SOCK_DGRAM, swept),
@@ -282,26 +278,24 @@ func TestASweepEndsSocketsInWhateverNamespaceTheyAre(t *testing.T) {
 	})
 }
 
-// readElsewhere leaves the only descriptor of a socket to a process of the
-// machine's first network namespace. What that says when it ends is returned.
-func readElsewhere(t *testing.T, fd int) (said func(within time.Duration) string) {
+// readStdin is a process that reads once and says how that ended.
+func readStdin() {
+	_, err := os.Stdin.Read(make([]byte, 1))
+	fmt.Print(err)
+}
+
+// startReader starts it in the namespace that the calling thread is in.
+func startReader(t *testing.T, stdin *os.File) (said func(within time.Duration) string) {
 	t.Helper()
-	unix.SetNonblock(fd, false)
-	f := os.NewFile(uintptr(fd), "socket")
-	cmd := exec.Command("cat")
+	cmd := exec.Command("/proc/self/exe")
 	var out bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = f, io.Discard, &out
-	done := make(chan struct{})
-	started := make(chan error)
-	go func() { // not on the test's thread, which is in the lab's namespace
-		started <- cmd.Start()
-		cmd.Wait()
-		close(done)
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
+	cmd.Env, cmd.Stdin, cmd.Stdout = append(os.Environ(), playsRole+"=reader"), stdin, &out
+	if err := cmd.Start(); err != nil {
+		t.Error(err)
+		return func(time.Duration) string { return "" }
 	}
-	f.Close()
+	done := make(chan struct{})
+	go func() { defer close(done); cmd.Wait() }()
 	t.Cleanup(func() { cmd.Process.Kill(); <-done })
 	return func(within time.Duration) string {
 		select {
@@ -311,6 +305,29 @@ func readElsewhere(t *testing.T, fd int) (said func(within time.Duration) string
 			return "nothing yet"
 		}
 	}
+}
+
+// inhabit gives the namespace a process.
+func (s *space) inhabit(t *testing.T) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Close() })
+	defer r.Close()
+	s.do(t, func() error { startReader(t, r); return nil })
+}
+
+// readElsewhere leaves the only descriptor of a socket to a process of the
+// machine's first network namespace. What that says when it ends is returned.
+func readElsewhere(t *testing.T, fd int) (said func(within time.Duration) string) {
+	t.Helper()
+	unix.SetNonblock(fd, false)
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close()
+	onSpentThread(func() { said = startReader(t, f) })
+	return said
 }
 
 // A socket marks its Backend as used after it has chosen it. Where that came
