@@ -30,14 +30,16 @@ var (
 	labModules    = []string{"veth", "sctp", "bridge", "sch_ingress", "cls_bpf"}
 	somePassed    = regexp.MustCompile(`(?m)^ebpf: [1-9]\d* passed, 0 failed, `)
 	verified      = regexp.MustCompile(`\d+ instructions verified`)
+	swept         = regexp.MustCompile(`--- PASS: TestASweep\w+/found`)
 )
 
-// matrix is the packet programs with their model on each kernel; and real
-// packets: one variant of each case.
+// matrix is the packet programs with their model on each kernel; real packets:
+// one variant of each case; and sweeps, of which not every kernel lets all run.
 var matrix = []run{
 	{"bpf on 5.10", Debian11, "fairlead.dev/bpf", ".", "", packetModules, verified},
 	{"bpf on 6.1", Debian12, "fairlead.dev/bpf", ".", "", packetModules, verified},
 	{"bpf on 6.12", Debian13, "fairlead.dev/bpf", ".", "", packetModules, verified},
+	{"sweeps on 6.12", Debian13, "fairlead.dev/dataplane/ebpf", "Sweep|WasChoosing|Namespaces", "", labModules, swept},
 	{"conformance on 6.1", Debian12, "fairlead.dev/test/conformance", "TestEBPFTreats", "one", labModules, somePassed},
 	{"conformance on 5.10", Debian11, "fairlead.dev/test/conformance", "TestEBPFTreats", "one", labModules, somePassed},
 	{"conformance on 6.12", Debian13, "fairlead.dev/test/conformance", "TestEBPFTreats", "one", labModules, somePassed},
