@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package dataplanetest has a Dataplane whose kernel is a map, for tests of
-// what drives a Dataplane. It obeys the contract of dataplane.Dataplane, fails
-// on demand and records what it was asked. It knows nothing of any technology.
+// Package dataplanetest is for tests alone. Model is a Dataplane whose kernel is
+// a map, for tests of what drives a Dataplane: it obeys the contract of
+// dataplane.Dataplane, fails on demand and records what it was asked. The rest
+// is what the tests of every Dataplane share: builders, a Lab, and Follows,
+// which plays any Changes to it. Nothing here knows of any technology.
 package dataplanetest
 
 import (

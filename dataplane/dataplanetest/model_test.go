@@ -14,14 +14,6 @@ import (
 	"fairlead.dev/dataplane"
 )
 
-func table(services ...*dataplane.Service) *dataplane.Table {
-	t := &dataplane.Table{Services: map[dataplane.ServiceName]*dataplane.Service{}}
-	for _, s := range services {
-		t.Services[s.Name] = s
-	}
-	return t
-}
-
 func service(name string, ports ...uint16) *dataplane.Service {
 	s := &dataplane.Service{Name: dataplane.ServiceName{Namespace: "default", Name: name}}
 	for _, p := range ports {
@@ -39,10 +31,10 @@ func TestSyncCountsTheFrontendsItHadToTouch(t *testing.T) {
 		table    *dataplane.Table
 		want     int
 	}{
-		{"all into an empty kernel", table(service("a", 1, 2), service("b", 3)), 3},
-		{"nothing into an equal one", table(service("a", 1, 2), service("b", 3)), 0},
-		{"one removed, one added", table(service("a", 2, 4), service("b", 3)), 2},
-		{"a Service removed", table(service("a", 2, 4)), 1},
+		{"all into an empty kernel", Table(service("a", 1, 2), service("b", 3)), 3},
+		{"nothing into an equal one", Table(service("a", 1, 2), service("b", 3)), 0},
+		{"one removed, one added", Table(service("a", 2, 4), service("b", 3)), 2},
+		{"a Service removed", Table(service("a", 2, 4)), 1},
 	} {
 		if got, err := m.Sync(ctx, c.table); err != nil || got != c.want {
 			t.Errorf("%s: %d, %v, want %d", c.sentence, got, err, c.want)
@@ -56,7 +48,7 @@ func TestFailureLeavesTheLastGoodState(t *testing.T) {
 		t.Errorf("Apply before Sync: %v", err)
 	}
 	a := service("a", 1)
-	if _, err := m.Sync(ctx, table(a)); err != nil {
+	if _, err := m.Sync(ctx, Table(a)); err != nil {
 		t.Fatal(err)
 	}
 	boom := errors.New("full")
@@ -75,10 +67,10 @@ func TestFailureLeavesTheLastGoodState(t *testing.T) {
 func TestApplyEqualsSync(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ctx, m := context.Background(), New()
-		if _, err := m.Sync(ctx, table()); err != nil {
+		if _, err := m.Sync(ctx, Table()); err != nil {
 			t.Fatal(err)
 		}
-		want := table()
+		want := Table()
 		for range rapid.IntRange(0, 20).Draw(t, "changes") {
 			name := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "name")
 			s := service(name, rapid.SliceOfNDistinct(rapid.Uint16Range(1, 9), 1, 4, rapid.ID).Draw(t, "ports")...)
