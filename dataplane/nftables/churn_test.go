@@ -19,13 +19,13 @@ import (
 
 // listen serves on loopback addresses of the lab: each connection is told which.
 func (l *lab) listen(at ...string) {
-	l.t.Helper()
+	l.T.Helper()
 	for _, a := range at {
 		ln, err := net.Listen("tcp", a)
 		if err != nil {
-			l.t.Fatal(err)
+			l.T.Fatal(err)
 		}
-		l.t.Cleanup(func() { ln.Close() })
+		l.T.Cleanup(func() { ln.Close() })
 		go func() {
 			for {
 				c, err := ln.Accept()
@@ -42,20 +42,20 @@ func (l *lab) listen(at ...string) {
 // addresses gives loopback addresses, from which the lab's processes speak to
 // those of Services: what is not translated reaches nobody.
 func (l *lab) addresses(at ...string) {
-	l.t.Helper()
+	l.T.Helper()
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	for _, a := range at {
 		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(a), Mask: net.CIDRMask(32, 32)}}); err != nil {
-			l.t.Fatal(err)
+			l.T.Fatal(err)
 		}
 	}
 	_, services, _ := net.ParseCIDR("10.96.0.0/16")
 	route := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: services, Scope: unix.RT_SCOPE_LINK, Src: net.ParseIP(at[0])}
 	if err := netlink.RouteAdd(route); err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 }
 
@@ -146,14 +146,14 @@ func TestRemovedBackendGetsNoConnectionAfterApply(t *testing.T) {
 	d := l.open()
 	both := clusterIP("web", "10.96.0.10:80", dataplane.TCP, backends("10.244.1.2:8080", "10.244.1.3:8080")...)
 	one := clusterIP("web", "10.96.0.10:80", dataplane.TCP, backends("10.244.1.3:8080")...)
-	l.sync(d, table(both), 1)
+	l.Sync(d, table(both), 1)
 	for range 50 {
-		l.apply(d, one)
+		l.Apply(d, one)
 		for range 4 {
 			if got, err := connect(netip.MustParseAddrPort("10.96.0.10:80")); got != "10.244.1.3:8080" {
 				t.Fatalf("answer of %q, %v; the Backend was removed", got, err)
 			}
 		}
-		l.apply(d, both)
+		l.Apply(d, both)
 	}
 }

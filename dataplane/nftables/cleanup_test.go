@@ -17,10 +17,10 @@ import (
 )
 
 func (l *lab) present() bool {
-	l.t.Helper()
+	l.T.Helper()
 	there, err := Present(l.options)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	return there
 }
@@ -33,7 +33,7 @@ func TestCleanupLeavesNothing(t *testing.T) {
 	d := l.open()
 	local := clusterIP("a", "127.0.0.1:30080", dataplane.TCP, backends("10.244.1.1:80")...)
 	local.Frontends[0].Kind = dataplane.NodePort
-	l.sync(d, table(local), 1)
+	l.Sync(d, table(local), 1)
 	if b, _ := os.ReadFile(routeLocalnet); strings.TrimSpace(string(b)) != "1" || !l.present() {
 		t.Fatalf("route_localnet is %q with a Frontend on 127.0.0.1, present %t", b, l.present())
 	}
@@ -67,24 +67,24 @@ func TestRouteLocalnetIsOnlyOnWhileItIsNeeded(t *testing.T) {
 		}
 	}
 	d := l.open()
-	l.sync(d, table(at("192.0.2.1:30080")), 1)
+	l.Sync(d, table(at("192.0.2.1:30080")), 1)
 	is("0")
-	l.apply(d, at("127.0.0.1:30080"))
+	l.Apply(d, at("127.0.0.1:30080"))
 	is("1")
 	d.Close()
 	d = l.open()
-	l.sync(d, table(at("127.0.0.1:30080")), 0)
+	l.Sync(d, table(at("127.0.0.1:30080")), 0)
 	is("1")
-	l.apply(d, at("192.0.2.1:30080"))
+	l.Apply(d, at("192.0.2.1:30080"))
 	is("0")
 	// Who had it on before keeps it.
 	if err := setLocalnet(true); err != nil {
 		t.Fatal(err)
 	}
-	l.apply(d, at("127.0.0.1:30080"))
-	l.apply(d, at("192.0.2.1:30080"))
+	l.Apply(d, at("127.0.0.1:30080"))
+	l.Apply(d, at("192.0.2.1:30080"))
 	is("1")
-	l.sync(d, table(at("192.0.2.1:30080")), 0)
+	l.Sync(d, table(at("192.0.2.1:30080")), 0)
 }
 
 func TestEstablishedConnectionsOutliveEmpty(t *testing.T) {
@@ -103,7 +103,7 @@ func TestEstablishedConnectionsOutliveEmpty(t *testing.T) {
 	}
 	d := l.open()
 	web := clusterIP("web", "10.96.0.10:80", dataplane.TCP, backends("10.244.1.2:8080")...)
-	l.sync(d, table(web), 1)
+	l.Sync(d, table(web), 1)
 	client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -167,7 +167,7 @@ func TestAffinityAndCountersAreRead(t *testing.T) {
 	second.Kind, second.Address = dataplane.ExternalIP, netip.MustParseAddr("10.96.0.11")
 	sticky.Frontends = append(sticky.Frontends, second)
 	empty := clusterIP("empty", "10.96.0.12:80", dataplane.TCP)
-	l.sync(d, table(sticky, empty), 3)
+	l.Sync(d, table(sticky, empty), 3)
 	seen := map[string]int{}
 	for i := range 12 {
 		got, err := connect(netip.MustParseAddrPort([]string{"10.96.0.10:80", "10.96.0.11:80"}[i%2]))
@@ -203,9 +203,9 @@ func TestAffinityAndCountersAreRead(t *testing.T) {
 func TestForeignChangesAreNoticedAndOwnOnesNot(t *testing.T) {
 	l := newLab(t)
 	d := l.open()
-	l.sync(d, syntheticTable(500, 5), 500) // large enough for nobody to listen meanwhile
+	l.Sync(d, syntheticTable(500, 5), 500) // large enough for nobody to listen meanwhile
 	one := clusterIP("s00000", "10.96.0.0:80", dataplane.TCP, backends("10.244.1.1:80")...)
-	l.apply(d, one)
+	l.Apply(d, one)
 	k, err := openSocket()
 	if err != nil {
 		t.Fatal(err)
@@ -235,5 +235,5 @@ func TestForeignChangesAreNoticedAndOwnOnesNot(t *testing.T) {
 	if _, err := d.Sync(context.Background(), table(one)); err != nil {
 		t.Fatal(err)
 	}
-	l.holds(table(one))
+	l.Holds(table(one))
 }

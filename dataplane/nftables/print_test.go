@@ -25,7 +25,7 @@ func TestTableCanBeListedWithNft(t *testing.T) {
 	f.External.Backends, f.MasqueradeExternal = f.Internal.Backends[:1], false
 	tab := table(web, sticky)
 	tab.Node.InternalSources = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:244::/32")}
-	l.sync(d, tab, 2)
+	l.Sync(d, tab, 2)
 	for family, wants := range map[string][]string{
 		"ip":  {`10.96.0.10 . tcp . 80 . 0x00000000 : 10.244.1.1 . 8080`, `comment "default/web ClusterIP port=http"`, "dnat to", "masquerade", "vmap @actions"},
 		"ip6": {"fd00:96::1 . tcp . 443 . 0x00000001 : 0x00000000 . fd00:244::2 . 8443", `affinity=600`, "timeout 10m", "2001:db8::/32"},
