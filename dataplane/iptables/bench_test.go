@@ -146,8 +146,8 @@ func linear(t *dataplane.Table) []byte {
 }
 
 func (l *lab) restore(d *Dataplane, rules []byte) {
-	l.t.Helper()
+	l.T.Helper()
 	if err := d.families[0].tool.restore(context.Background(), rules, DefaultLockWait); err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 }

@@ -42,7 +42,7 @@ func TestWhatIsFollowedReadsLikeAllRules(t *testing.T) {
 	l := newLab(t, NFT)
 	d := l.open()
 	wanted := synthetic(50, 3)
-	l.sync(d, wanted, 50)
+	l.Sync(d, wanted, 50)
 	r, err := Read(l.options)
 	if err != nil {
 		t.Fatal(err)

@@ -55,10 +55,10 @@ func TestCountersAndAffinityAreReadWithoutTheAgent(t *testing.T) {
 		}
 		defer server.Close()
 		backend := netip.MustParseAddrPort(server.Addr().String())
-		web := clusterIP("web", "10.96.0.1:80", dataplane.Backend{Address: backend.Addr(), Port: backend.Port(), HostNetwork: true})
+		web := clusterIP("web", "10.96.0.1:80", dataplane.TCP, dataplane.Backend{Address: backend.Addr(), Port: backend.Port(), HostNetwork: true})
 		web.Frontends[0].AffinitySeconds = 600
 		d := l.open()
-		l.sync(d, tableOf(web, clusterIP("empty", "10.96.0.2:80")), 2)
+		l.Sync(d, tableOf(web, clusterIP("empty", "10.96.0.2:80", dataplane.TCP)), 2)
 		for range 3 {
 			if err := connect("10.96.0.1:80"); err != nil {
 				t.Fatalf("connect to the Service: %v", err)
@@ -74,7 +74,7 @@ func TestCountersAndAffinityAreReadWithoutTheAgent(t *testing.T) {
 		web2.Frontends = append([]dataplane.Frontend{}, web.Frontends...)
 		both := append(backends("10.244.1.9:1"), web.Frontends[0].Internal.Backends...)
 		web2.Frontends[0].Internal, web2.Frontends[0].External = dataplane.BackendSet{Backends: both}, dataplane.BackendSet{Backends: both}
-		l.apply(d, &web2)
+		l.Apply(d, &web2)
 		d.Close()
 
 		r, err := Read(l.options)
@@ -113,7 +113,7 @@ func TestTheCollectorTellsConnectionsFromAnyThread(t *testing.T) {
 	l := newLab(t, NFT)
 	toLoopback(t)
 	d := l.open()
-	l.sync(d, tableOf(clusterIP("empty", "10.96.0.2:80")), 1)
+	l.Sync(d, tableOf(clusterIP("empty", "10.96.0.2:80", dataplane.TCP)), 1)
 	if err := connect("10.96.0.2:80"); err != unix.ECONNREFUSED {
 		t.Fatalf("connect: %v, want it refused", err)
 	}
@@ -186,7 +186,7 @@ func TestCloseLeavesNoSocketAndNoGoroutineWaiting(t *testing.T) {
 		l.options.Devices = nil // with uplinks that are followed
 		for range 3 {
 			d := l.open()
-			l.sync(d, tableOf(), 0)
+			l.Sync(d, tableOf(), 0)
 			closed := make(chan error, 1)
 			go func() { closed <- d.Close() }()
 			select {

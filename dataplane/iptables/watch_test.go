@@ -5,6 +5,8 @@ package iptables
 import (
 	"testing"
 	"time"
+
+	"fairlead.dev/dataplane"
 )
 
 // signalled takes a signal that is there.
@@ -21,8 +23,8 @@ func TestAForeignChangeOfOurRulesIsNoticed(t *testing.T) {
 	forEachFlavour(t, func(t *testing.T, l *lab) {
 		d := l.open()
 		one, six := command(l.options.Flavour, false, ""), command(l.options.Flavour, true, "")
-		tab := tableOf(clusterIP("a", "10.96.0.1:80", backends("10.244.1.1:80", "10.244.1.2:80")...))
-		l.sync(d, tab, 1)
+		tab := tableOf(clusterIP("a", "10.96.0.1:80", dataplane.TCP, backends("10.244.1.1:80", "10.244.1.2:80")...))
+		l.Sync(d, tab, 1)
 		for _, spoil := range [][]string{
 			{one, "-t", "nat", "-D", set(tab, "a"), "1"},
 			{one, "-t", "nat", "-F"},
@@ -44,7 +46,7 @@ func TestAForeignChangeOfOurRulesIsNoticed(t *testing.T) {
 			if _, err := d.Sync(t.Context(), tab); err != nil {
 				t.Fatal(err)
 			}
-			l.holds(t, tab)
+			l.Holds(tab)
 		}
 	})
 }
@@ -52,7 +54,7 @@ func TestAForeignChangeOfOurRulesIsNoticed(t *testing.T) {
 func TestForeignRulesAreNoDrift(t *testing.T) {
 	l := newLab(t, NFT)
 	d := l.open()
-	l.sync(d, tableOf(clusterIP("a", "10.96.0.1:80", backends("10.244.1.1:80")...)), 1)
+	l.Sync(d, tableOf(clusterIP("a", "10.96.0.1:80", dataplane.TCP, backends("10.244.1.1:80")...)), 1)
 	l.run("iptables-nft", "-t", "nat", "-A", "POSTROUTING", "-s", "10.1.0.0/16", "-j", "MASQUERADE")
 	l.run("iptables-nft", "-t", "nat", "-N", "KUBE-SERVICES")
 	l.run("nft", "add", "table", "inet", "foreign")
@@ -61,7 +63,7 @@ func TestForeignRulesAreNoDrift(t *testing.T) {
 	if signalled(d) {
 		t.Error("rules of others signalled drift")
 	}
-	l.sync(d, tableOf(clusterIP("a", "10.96.0.1:80", backends("10.244.1.1:80")...)), 0)
+	l.Sync(d, tableOf(clusterIP("a", "10.96.0.1:80", dataplane.TCP, backends("10.244.1.1:80")...)), 0)
 }
 
 // A load makes more events than the socket's buffer holds.
@@ -69,10 +71,10 @@ func TestALoadIsNoDrift(t *testing.T) {
 	l := newLab(t, NFT)
 	d := l.open()
 	tab := synthetic(1500, 10)
-	l.sync(d, tab, 1500)
+	l.Sync(d, tab, 1500)
 	time.Sleep(100 * time.Millisecond)
 	if signalled(d) {
 		t.Error("an own load signalled drift")
 	}
-	l.sync(d, tab, 0)
+	l.Sync(d, tab, 0)
 }
