@@ -51,6 +51,9 @@ func BenchmarkPodStart(b *testing.B) {
 	b.ReportMetric(ms(median(pods)), "pod-p50-ms")
 	b.ReportMetric(ms(median(pods)-median(calls)), "beyond-p50-ms")
 	b.ReportMetric(ms(median(pods)-median(same)), "beyond-same-p50-ms")
+	b.ReportMetric(ratio(pods, calls), "pod/calls")
+	b.ReportMetric(ratio(pods, same), "pod/same")
+	b.ReportMetric(ratio(same, open), "same/unconfined")
 	b.ReportMetric(0, "ns/op")
 }
 
@@ -106,6 +109,17 @@ func benchPod(name string) string {
 func median(d []time.Duration) time.Duration {
 	d = slices.Sorted(slices.Values(d))
 	return d[len(d)/2]
+}
+
+// ratio is the median of what the rounds say: a load that comes and goes is in
+// both of a round.
+func ratio(a, b []time.Duration) float64 {
+	var r []float64
+	for i := range a {
+		r = append(r, float64(a[i])/float64(b[i]))
+	}
+	slices.Sort(r)
+	return r[len(r)/2]
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
