@@ -133,7 +133,9 @@ func (d *devices) reconcile() error {
 		if d.attached[dev.Index] == r {
 			continue
 		}
-		if err := d.attach(dev.Index, r); err != nil {
+		if err := d.attach(dev.Index, r); hasVanished(err) {
+			continue // the kernel's word of it is on its way
+		} else if err != nil {
 			errs = append(errs, fmt.Errorf("device %s: %w", dev.Name, err))
 			continue
 		}
@@ -141,6 +143,12 @@ func (d *devices) reconcile() error {
 	}
 	d.forget(present)
 	return errors.Join(errs...)
+}
+
+// hasVanished: the device went after it was listed (ENOLINK: a link that was
+// attached to one).
+func hasVanished(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOLINK)
 }
 
 // attach makes ingress and egress of a device run our programs.

@@ -3,13 +3,16 @@
 package ebpf
 
 import (
+	"fmt"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // runs reports whether a device's ingress runs just this program.
@@ -63,4 +66,41 @@ func TestADeviceThatGetsADefaultRouteIsFromOutsideUntilItLosesIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	soon("without it", d.programs.FairleadFromPod)
+}
+
+// TestDevicesThatVanishDoNotFailTheStart has Pods come and go meanwhile.
+func TestDevicesThatVanishDoNotFailTheStart(t *testing.T) {
+	l := newLab(t)
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	var churn sync.WaitGroup
+	over := make(chan struct{})
+	defer func() { close(over); churn.Wait() }()
+	churn.Go(func() {
+		const pairs = 4
+		for i := 0; ; i++ {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			name := fmt.Sprintf("pod%d", i%pairs)
+			if link, err := h.LinkByName(name); err == nil {
+				_ = h.LinkDel(link)
+			}
+			_ = h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "peer-" + name})
+		}
+	})
+	for range 5 {
+		d, err := New(t.Context(), l.options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
