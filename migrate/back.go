@@ -66,6 +66,9 @@ func (k *KubeProxy) Sync(ctx context.Context, t *dataplane.Table) (changed int, 
 		slices.Sort(missing)
 		return 0, k.wait(fmt.Sprintf("kube-proxy's rules lack %d of %d Frontends, first %s", len(missing), len(wanted), missing[0]))
 	}
+	if _, err := Cleanup(); err != nil {
+		return 0, err
+	}
 	k.report.Add(Checked, "kube-proxy's rules (mode %s) serve all %s", serves.mode, plural(len(wanted), "Frontend"))
 	k.covered = true
 	return 0, nil

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -110,5 +111,53 @@ func TestOfIPVSDatagramsLeaveABackendThatWent(t *testing.T) {
 	}
 	if !refused {
 		t.Error("who asks a Backend that went does not hear of it")
+	}
+}
+
+func TestOfIPVSAnswersFindTheSocketThatAskedTheBackendItself(t *testing.T) {
+	if _, err := netlink.GenlFamilyGet("IPVS"); err != nil {
+		t.Skipf("this kernel has no IPVS: %v; test/vm runs this on one that has", err)
+	}
+	for _, c := range []struct{ name, client, service, backend, bits string }{
+		{"IPv4", "10.244.1.9", "10.96.0.10", "10.244.1.2", "/32"}, {"IPv6", "fd00::9", "fd00:96::10", "fd00::2", "/128"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			newNamespace(t)
+			lo, err := netlink.LinkByName("lo")
+			do(t, err, netlink.LinkSetUp(lo), netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: ipvsDevice}}))
+			device, err := netlink.LinkByName(ipvsDevice)
+			do(t, err)
+			for a, link := range map[string]netlink.Link{c.client: lo, c.backend: lo, c.service: device} {
+				addr, err := netlink.ParseAddr(a + c.bits)
+				do(t, err)
+				addr.Flags = unix.IFA_F_NODAD
+				do(t, netlink.AddrAdd(link, addr))
+			}
+			at, to := net.JoinHostPort(c.service, "53"), net.JoinHostPort(c.backend, "8053")
+			do(t, os.WriteFile("/proc/sys/net/ipv4/vs/conntrack", []byte("1"), 0)) // as kube-proxy does
+			virtualServer(t, at, 0, to)
+			echo(t, to)
+			d := net.Dialer{ // from one port, which the kernel may choose again, too
+				LocalAddr: &net.TCPAddr{IP: net.ParseIP(c.client), Port: 4711}, Timeout: 1500 * time.Millisecond,
+				Control: func(_, _ string, raw syscall.RawConn) error {
+					return raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+				},
+			}
+			old, err := d.Dial("tcp", at)
+			do(t, err, echoes(old), old.Close()) // IPVS remembers it for 2 minutes
+			if c, err := d.Dial("tcp", to); err == nil {
+				c.Close()
+				t.Fatal("IPVS does not take the answer of the Backend for one of the older connection: nothing to mend")
+			}
+			do(t, mend(), mend())
+			young, err := d.Dial("tcp", to)
+			do(t, err, echoes(young), young.Close())
+			if removed, err := Cleanup(); err != nil || len(removed) != 2 {
+				t.Errorf("removed %v, %v", removed, err)
+			}
+			if removed, err := Cleanup(); err != nil || len(removed) != 0 {
+				t.Errorf("removed again %v, %v", removed, err)
+			}
+		})
 	}
 }

@@ -84,7 +84,7 @@ func virtualServers(t *testing.T) (list []string) {
 // echo answers each line by itself.
 func echo(t *testing.T, at string) {
 	t.Helper()
-	l, err := net.Listen("tcp4", at)
+	l, err := net.Listen("tcp", at)
 	if err != nil {
 		t.Fatal(err)
 	}

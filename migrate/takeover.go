@@ -60,6 +60,11 @@ func (t *TakeOver) Observe(ctx context.Context, table *dataplane.Table) error {
 	if t.asked {
 		return nil
 	}
+	if !t.found.ipvs.empty() {
+		if err := mend(); err != nil {
+			return err
+		}
+	}
 	list, all := askable(table)
 	t.answered, t.asked = ask(ctx, list, 1), true
 	of := ""
@@ -197,6 +202,9 @@ func (t *TakeOver) remove() error {
 	removed, err := t.found.Remove()
 	for _, line := range removed {
 		t.o.Report.Add(Removed, "%s", line)
+	}
+	if err == nil {
+		_, err = Cleanup()
 	}
 	if t.o.Unhook != nil && !t.Shared {
 		err = errors.Join(err, t.o.Unhook())

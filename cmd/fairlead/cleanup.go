@@ -5,10 +5,12 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"fairlead.dev/controller/config"
+	"fairlead.dev/migrate"
 	"fairlead.dev/podrunner/podnetwork"
 )
 
@@ -34,7 +36,8 @@ func newCleanupCommand() *cobra.Command {
 			removed, err := cleanupKernel(&c)
 			// Options of a Network that was: what it left says whose it is.
 			ofPods, podErr := podnetwork.Cleanup(podnetwork.Options{})
-			removed, err = append(removed, ofPods...), errors.Join(err, podErr)
+			halfway, halfErr := migrate.Cleanup()
+			removed, err = slices.Concat(removed, halfway, ofPods), errors.Join(err, halfErr, podErr)
 			for _, r := range removed {
 				fmt.Fprintf(cmd.OutOrStdout(), "removed %s\n", r)
 			}
