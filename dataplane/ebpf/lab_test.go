@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -15,13 +14,16 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/dataplanetest"
 )
+
+// Builders that these tests name in almost every line.
+var backends, clusterIP, table, syntheticTable = dataplanetest.Backends, dataplanetest.ClusterIP, dataplanetest.Table, dataplanetest.Synthetic
 
 // lab is a network namespace, a bpffs and a cgroup of one test's own. The test
 // goroutine's thread is in the namespace, the whole process in the cgroup.
@@ -163,58 +165,11 @@ func (l *lab) open() *Dataplane {
 	return d
 }
 
-func (l *lab) rows() []dataplane.Row {
-	l.t.Helper()
-	r, err := Read(l.options.BPFFS)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	defer r.Close()
-	d, err := r.Table()
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return d.Frontends
-}
+// read opens a reader of what the kernel holds.
+func (l *lab) read() (dataplane.Reader, error) { return Read(l.options.BPFFS) }
 
 // holds fails the test unless the kernel's dump equals the Table's.
 func (l *lab) holds(t *dataplane.Table) {
 	l.t.Helper()
-	want := t.Rows()
-	if want == nil {
-		want = []dataplane.Row{}
-	}
-	if diff := cmp.Diff(want, l.rows(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-		l.t.Fatalf("kernel does not hold the Table (-want +got):\n%s", diff)
-	}
-}
-
-func backends(hostPorts ...string) []dataplane.Backend {
-	out := make([]dataplane.Backend, len(hostPorts))
-	for i, hp := range hostPorts {
-		ap := netip.MustParseAddrPort(hp)
-		out[i] = dataplane.Backend{Address: ap.Addr(), Port: ap.Port()}
-	}
-	return out
-}
-
-// clusterIP is a Service with one ClusterIP Frontend.
-func clusterIP(name, frontend string, p dataplane.Protocol, bs ...dataplane.Backend) *dataplane.Service {
-	ap := netip.MustParseAddrPort(frontend)
-	set := dataplane.BackendSet{Backends: bs}
-	return &dataplane.Service{
-		Name: dataplane.ServiceName{Namespace: "default", Name: name},
-		Frontends: []dataplane.Frontend{{
-			FrontendKey: dataplane.FrontendKey{Address: ap.Addr(), Port: ap.Port(), Protocol: p},
-			Kind:        dataplane.ClusterIP, Internal: set, External: set, MasqueradeExternal: true,
-		}},
-	}
-}
-
-func table(services ...*dataplane.Service) *dataplane.Table {
-	t := &dataplane.Table{Services: map[dataplane.ServiceName]*dataplane.Service{}}
-	for _, s := range services {
-		t.Services[s.Name] = s
-	}
-	return t
+	dataplanetest.Holds(l.t, l.read, t)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/dataplanetest"
 )
 
 func TestReadingWhileTheTableChangesShowsEachFrontendBeforeOrAfter(t *testing.T) {
@@ -41,7 +42,7 @@ func TestReadingWhileTheTableChangesShowsEachFrontendBeforeOrAfter(t *testing.T)
 		}
 	}()
 	for ; time.Now().Before(stop); reads++ {
-		rows := l.rows()
+		rows := dataplanetest.Rows(t, l.read)
 		if len(rows) == 0 {
 			continue
 		}

@@ -6,64 +6,31 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
-	"pgregory.net/rapid"
 
 	"fairlead.dev/bpf"
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/dataplanetest"
 )
 
-// drawService draws a Service with a few Frontends of every kind.
-func drawService(t *rapid.T, n int) *dataplane.Service {
-	pool := make([]dataplane.Backend, rapid.IntRange(0, 6).Draw(t, "backends"))
-	for i := range pool {
-		pool[i] = dataplane.Backend{
-			Address: netip.AddrFrom4([4]byte{10, 244, byte(rapid.IntRange(1, 2).Draw(t, "node")), byte(i + 1)}), Port: 8080,
-			State: dataplane.BackendState(rapid.IntRange(0, 1).Draw(t, "state")), Local: rapid.Bool().Draw(t, "local"),
-		}
-	}
-	slices.SortFunc(pool, dataplane.CompareBackends)
-	local := slices.DeleteFunc(slices.Clone(pool), func(b dataplane.Backend) bool { return !b.Local })
-	remote := slices.DeleteFunc(slices.Clone(pool), func(b dataplane.Backend) bool { return b.Local })
-	s := &dataplane.Service{Name: dataplane.ServiceName{Namespace: "default", Name: fmt.Sprintf("s%d", n)}}
-	for port := range rapid.IntRange(0, 3).Draw(t, "ports") {
-		f := dataplane.Frontend{
-			FrontendKey: dataplane.FrontendKey{Address: netip.AddrFrom4([4]byte{10, 96, 0, byte(n)}), Port: uint16(80 + port), Protocol: dataplane.TCP},
-			Kind:        dataplane.ClusterIP, PortName: fmt.Sprintf("p%d", rapid.IntRange(0, 2).Draw(t, "name")),
-			Internal: dataplane.BackendSet{Backends: pool}, External: dataplane.BackendSet{Backends: pool},
-			AffinitySeconds: uint32(rapid.SampledFrom([]int{0, 10800}).Draw(t, "affinity")), MasqueradeExternal: true,
-		}
-		s.Frontends = append(s.Frontends, f)
-		if rapid.Bool().Draw(t, "external") {
-			f.Kind, f.Address, f.MasqueradeExternal = dataplane.LoadBalancer, netip.AddrFrom4([4]byte{198, 51, 100, byte(n)}), false
-			f.External = dataplane.BackendSet{Backends: local, OnEmpty: dataplane.Drop}
-			f.SourceRanges = rapid.SampledFrom([][]netip.Prefix{nil, {netip.MustParsePrefix("192.0.2.0/24")}, {netip.MustParsePrefix("192.0.2.0/25"), netip.MustParsePrefix("203.0.113.7/32")}}).Draw(t, "ranges")
-			s.Frontends = append(s.Frontends, f)
-		}
-		if rapid.Bool().Draw(t, "hinted") {
-			f.Kind, f.Address, f.SourceRanges = dataplane.ExternalIP, netip.AddrFrom4([4]byte{203, 0, 113, byte(n)}), nil
-			f.Internal, f.Draining = dataplane.BackendSet{Backends: local}, remote
-			s.Frontends = append(s.Frontends, f)
-		}
-	}
-	return s
-}
-
 // statesAreExact checks that exactly the Backends of ranges are alive, each
-// eligible in exactly its sets.
-func statesAreExact(t interface{ Fatalf(string, ...any) }, d *Dataplane) {
-	want := map[uint32]uint16{}
+// eligible in exactly its sets, and that no slot is lost.
+func statesAreExact(t dataplanetest.Failer, d *Dataplane) {
+	t.Helper()
+	want, slots := map[uint32]uint16{}, uint32(0)
+	for _, r := range d.shadow.ranges.aging {
+		slots += r.n
+	}
 	for _, ports := range d.shadow.services {
 		for _, p := range ports {
 			for _, s := range p.sets {
+				slots += s.n
 				for i, slot := range d.slots[s.base:s.end()] {
 					want[slot.Backend] |= 0
 					if i < int(s.eligible) {
@@ -72,6 +39,9 @@ func statesAreExact(t interface{ Fatalf(string, ...any) }, d *Dataplane) {
 				}
 			}
 		}
+	}
+	if d.shadow.ranges.used != slots {
+		t.Fatalf("%d slots are handed out or age; want %d", d.shadow.ranges.used, slots)
 	}
 	for i := range d.states {
 		sets, alive := want[uint32(i)]
@@ -82,54 +52,27 @@ func statesAreExact(t interface{ Fatalf(string, ...any) }, d *Dataplane) {
 }
 
 func TestKernelFollowsAnyChangeAndSurvivesAnyRestart(t *testing.T) {
-	l := newLab(t)
-	l.options.SlotsMax, l.options.ServicesMax = 512, 128
-	ctx := context.Background()
-	d, err := New(ctx, l.options)
-	if err != nil {
-		t.Fatal(err)
+	for _, tc := range []struct {
+		name            string
+		slots, services int
+		shape           dataplanetest.Shape
+		runs            int
+	}{
+		// What is freed has to be used again.
+		{"in small maps", 1024, 128, dataplanetest.Shape{Backends: 6, Ports: 3}, 0},
+		{"in large maps", 65536, 1024, dataplanetest.Shape{}, 30},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l := newLab(t)
+			l.options.SlotsMax, l.options.ServicesMax = tc.slots, tc.services
+			dataplanetest.Follows(t, dataplanetest.FollowOptions{
+				Open:  func() (dataplane.Dataplane, error) { return New(context.Background(), l.options) },
+				Read:  l.read,
+				Check: func(t dataplanetest.Failer, d dataplane.Dataplane) { statesAreExact(t, d.(*Dataplane)) },
+				Shape: tc.shape, Runs: tc.runs, Steps: 12, RestartOneIn: 41,
+			})
+		})
 	}
-	defer func() { d.Close() }()
-	rapid.Check(t, func(rt *rapid.T) {
-		tab := table()
-		if _, err := d.Sync(ctx, tab); err != nil { // what the run before left goes
-			rt.Fatal(err)
-		}
-		for range rapid.IntRange(1, 12).Draw(rt, "steps") {
-			c := dataplane.Change{Services: map[dataplane.ServiceName]*dataplane.Service{}}
-			for range rapid.IntRange(1, 3).Draw(rt, "services") {
-				n := rapid.IntRange(1, 5).Draw(rt, "service")
-				s := drawService(rt, n)
-				if rapid.IntRange(0, 3).Draw(rt, "remove") == 0 {
-					c.Services[s.Name] = nil
-				} else {
-					c.Services[s.Name] = s
-				}
-			}
-			maps.Copy(tab.Services, c.Services)
-			maps.DeleteFunc(tab.Services, func(_ dataplane.ServiceName, s *dataplane.Service) bool { return s == nil })
-			restart := rapid.IntRange(0, 40).Draw(rt, "restart")
-			if restart == 0 { // the agent dies before the Change, and finds it after its start
-				d.Close()
-				if d, err = New(ctx, l.options); err != nil {
-					rt.Fatal(err)
-				}
-				if _, err := d.Sync(ctx, tab); err != nil {
-					rt.Fatal(err)
-				}
-			} else if err := d.Apply(ctx, c); err != nil {
-				rt.Fatal(err)
-			}
-			l.holds(tab)
-			statesAreExact(rt, d)
-			if restart <= 8 {
-				if n, err := d.Sync(ctx, tab); n != 0 || err != nil {
-					rt.Fatalf("full check after Apply changed %d Frontends, error %v", n, err)
-				}
-				statesAreExact(rt, d)
-			}
-		}
-	})
 }
 
 func TestAgentKilledInTheMiddleOfAChangeIsMadeGoodAtItsStart(t *testing.T) {
@@ -352,24 +295,6 @@ func TestCleanupLeavesNothing(t *testing.T) {
 	if _, err := Read(l.options.BPFFS); err == nil || !strings.Contains(err.Error(), "nothing of fairlead is pinned") {
 		t.Errorf("Read after Cleanup: %v", err)
 	}
-}
-
-// tenThousand is a Table of n Services with m Backends each.
-func syntheticTable(n, m int) *dataplane.Table {
-	t := table()
-	for i := range n {
-		bs := make([]dataplane.Backend, m)
-		for k := range bs {
-			bs[k] = dataplane.Backend{Address: netip.AddrFrom4([4]byte{10, 128 + byte(k), byte(i >> 8), byte(i)}), Port: 8080}
-		}
-		set := dataplane.BackendSet{Backends: bs}
-		s := &dataplane.Service{Name: dataplane.ServiceName{Namespace: "load", Name: fmt.Sprintf("s%05d", i)}, Frontends: []dataplane.Frontend{{
-			FrontendKey: dataplane.FrontendKey{Address: netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), Port: 80, Protocol: dataplane.TCP},
-			Kind:        dataplane.ClusterIP, Internal: set, External: set, MasqueradeExternal: true,
-		}}}
-		t.Services[s.Name] = s
-	}
-	return t
 }
 
 func BenchmarkSyncTenThousandServices(b *testing.B) {
