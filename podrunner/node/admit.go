@@ -189,7 +189,7 @@ func hostPorts(pod *corev1.Pod) (out []hostPort) {
 			if h.ip == "0.0.0.0" || h.ip == "::" {
 				h.ip = ""
 			}
-			setDefault(&h.protocol, corev1.ProtocolTCP)
+			h.protocol = cmp.Or(h.protocol, corev1.ProtocolTCP)
 			out = append(out, h)
 		}
 	}

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
@@ -16,9 +17,9 @@ import (
 // resource fields of Pods need. Of the options only Name is needed; Runtime and
 // Client are not asked.
 func Local(o Options) (*corev1.Node, error) {
-	setDefault(&o.Hostname, strings.ToLower(o.Name))
-	setDefault(&o.MaxPods, 110)
-	setDefault(&o.Root, "/var/lib")
+	o.Hostname = cmp.Or(o.Hostname, strings.ToLower(o.Name))
+	o.MaxPods = cmp.Or(o.MaxPods, 110)
+	o.Root = cmp.Or(o.Root, "/var/lib")
 	m, err := readMachine(os.DirFS("/"), o.Root)
 	if err != nil {
 		return nil, fmt.Errorf("node %s: %w", o.Name, err)

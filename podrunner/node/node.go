@@ -8,6 +8,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -107,13 +108,13 @@ func New(o Options) (*Node, error) {
 	case len(o.Addresses) == 0:
 		return nil, fmt.Errorf("node %s: no address is known; give one", o.Name)
 	}
-	setDefault(&o.Hostname, strings.ToLower(o.Name))
-	setDefault(&o.MaxPods, 110)
-	setDefault(&o.Root, "/var/lib")
-	setDefault(&o.KubeletPort, 10250)
-	setDefault(&o.LeaseDuration, 40*time.Second)
-	setDefault(&o.StatusEvery, 10*time.Second)
-	setDefault(&o.ReportEvery, 5*time.Minute)
+	o.Hostname = cmp.Or(o.Hostname, strings.ToLower(o.Name))
+	o.MaxPods = cmp.Or(o.MaxPods, 110)
+	o.Root = cmp.Or(o.Root, "/var/lib")
+	o.KubeletPort = cmp.Or(o.KubeletPort, 10250)
+	o.LeaseDuration = cmp.Or(o.LeaseDuration, 40*time.Second)
+	o.StatusEvery = cmp.Or(o.StatusEvery, 10*time.Second)
+	o.ReportEvery = cmp.Or(o.ReportEvery, 5*time.Minute)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -128,12 +129,6 @@ func New(o Options) (*Node, error) {
 		return nil, fmt.Errorf("node %s: %w", o.Name, err)
 	}
 	return &Node{o: o, machine: m, poke: make(chan struct{}, 1)}, nil
-}
-
-func setDefault[T comparable](v *T, d T) {
-	if *v == *new(T) {
-		*v = d
-	}
 }
 
 // Allocatable is what Pods of this node may request in sum.
