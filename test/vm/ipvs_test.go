@@ -18,8 +18,6 @@ var (
 		ip_vs ip_vs_rr ip_vs_wrr ip_vs_lc ip_vs_wlc ip_vs_sh ip_vs_mh ip_vs_sed ip_vs_nq
 		nf_tables nft_ct nft_reject_inet nft_nat nft_masq nft_chain_nat nft_objref
 		nf_conntrack_netlink dummy`)
-	// kubeProxyModules are those of kube-proxy's ipvs mode.
-	kubeProxyModules = []string{"ip_set_hash_ipport", "ip_set_bitmap_port"}
 
 	ipvsPassed    = regexp.MustCompile(`(?m)^ipvs: [1-9]\d* passed, 0 failed, `)
 	ipvsDumped    = regexp.MustCompile(`(?m)^ *--- PASS: TestEveryDataplaneDumpsTheSameTable/ipvs `)
@@ -48,11 +46,13 @@ var (
 // machines often lack it. FAIRLEAD_KERNEL_MATRIX asks for it as for the others.
 func TestIPVSOnDebiansKernel(t *testing.T) {
 	switch os.Getenv("FAIRLEAD_KERNEL_MATRIX") {
-	case "":
-		t.Skip("FAIRLEAD_KERNEL_MATRIX is not set")
+	case "", "kube-proxy":
+		t.Skip("FAIRLEAD_KERNEL_MATRIX does not ask for it")
 	case "whole":
+		t.Parallel()
 		playAll(t, slices.Concat(ipvsRuns[:4], ipvsTable))
 	default:
+		t.Parallel()
 		playAll(t, ipvsRuns)
 	}
 }

@@ -78,9 +78,11 @@ func setDefault[T comparable](v *T, d T) {
 	}
 }
 
-// BuildTest compiles a package's tests into a static program.
-func BuildTest(ctx context.Context, pkg, to string) error {
+// BuildTest compiles a package's tests into a static program. Its module is the
+// one that the directory in is in.
+func BuildTest(ctx context.Context, in, pkg, to string) error {
 	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-trimpath", "-ldflags=-s -w", "-o", to, pkg)
+	cmd.Dir = in
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	return runTool(cmd)
 }

@@ -75,7 +75,7 @@ var selftest = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	selftestPath = filepath.Join(dir, "vm.test")
-	return selftestPath, BuildTest(context.Background(), "fairlead.dev/test/vm", selftestPath)
+	return selftestPath, BuildTest(context.Background(), ".", "fairlead.dev/test/vm", selftestPath)
 })
 
 // boot runs this test's program on Debian 12's kernel, as a payload.

@@ -35,6 +35,10 @@ var paths = []struct {
 // load starts new connections and held ones on every path and family.
 func (w *town) load() (loads []*traffic.Process) {
 	w.t.Helper()
+	pace := time.Millisecond
+	if w.mode == "ipvs" { // in an emulated machine
+		pace *= 2
+	}
 	for _, p := range paths {
 		plan := traffic.Plan{Patience: patience}
 		for i, ip := range w.steady.Spec.ClusterIPs {
@@ -44,17 +48,17 @@ func (w *town) load() (loads []*traffic.Process) {
 			}
 			to := []netip.AddrPort{at}
 			plan.Streams = append(plan.Streams,
-				traffic.Stream{Mode: traffic.TCPFresh, To: to, Every: 60 * time.Millisecond},
-				traffic.Stream{Mode: traffic.TCPHeld, To: to, Every: 150 * time.Millisecond},
-				traffic.Stream{Mode: traffic.TCPHeld, To: to, Every: 150 * time.Millisecond})
+				traffic.Stream{Mode: traffic.TCPFresh, To: to, Every: 60 * pace},
+				traffic.Stream{Mode: traffic.TCPHeld, To: to, Every: 150 * pace},
+				traffic.Stream{Mode: traffic.TCPHeld, To: to, Every: 150 * pace})
 			if p.nodePort { // of UDP the port is another
 				at = netip.AddrPortFrom(at.Addr(), uint16(w.steady.Spec.Ports[1].NodePort))
 				to = []netip.AddrPort{at}
 			}
 			plan.Streams = append(plan.Streams,
-				traffic.Stream{Mode: traffic.UDPFresh, To: to, Every: 100 * time.Millisecond},
-				traffic.Stream{Mode: traffic.UDPSendto, To: to, Every: 150 * time.Millisecond},
-				traffic.Stream{Mode: traffic.UDPHeld, To: to, Every: 150 * time.Millisecond})
+				traffic.Stream{Mode: traffic.UDPFresh, To: to, Every: 100 * pace},
+				traffic.Stream{Mode: traffic.UDPSendto, To: to, Every: 150 * pace},
+				traffic.Stream{Mode: traffic.UDPHeld, To: to, Every: 150 * pace})
 		}
 		m := w.member(p.member)
 		l, err := traffic.Start(p.member, m.PID, m.CgroupDir, plan)
@@ -108,7 +112,7 @@ func (w *town) answeredBy(loads []*traffic.Process, pod string) {
 			case r.Failure == "":
 				last[r.Stream] = r
 				lost[r.Stream] += int(r.Retransmits)
-			case r.Again && wasEnded(r.Failure):
+			case r.Again && w.wasEnded(r.Failure):
 				lost[r.Stream]++
 			default:
 				w.t.Errorf("%s: %s", l.Question(r), r.Failure)
@@ -169,7 +173,7 @@ func (w *town) judge(loads []*traffic.Process, since int64) (v verdict) {
 			}
 			v.slowest = max(v.slowest, time.Duration(r.Took))
 			switch {
-			case r.Failure != "" && mode == traffic.UDPHeld && r.Again && wasEnded(r.Failure):
+			case r.Failure != "" && mode == traffic.UDPHeld && r.Again && w.wasEnded(r.Failure):
 				v.ended++
 			case r.Failure != "" && r.Start < since && !r.Again:
 				w.t.Logf("while kube-proxy was alone: %s: %s", l.Question(r), r.Failure)
@@ -188,7 +192,12 @@ func (w *town) judge(loads []*traffic.Process, since int64) (v verdict) {
 	return v
 }
 
-// wasEnded: the socket was destroyed.
-func wasEnded(failure string) bool {
-	return strings.Contains(failure, unix.ECONNABORTED.Error()) || strings.Contains(failure, unix.EDESTADDRREQ.Error())
+// wasEnded: the socket was destroyed. Of IPVS the sender learns by a datagram that
+// is refused: by the virtual server, or by IPVS itself where it is the first.
+func (w *town) wasEnded(failure string) bool {
+	ends := []error{unix.ECONNABORTED, unix.EDESTADDRREQ}
+	if w.mode == "ipvs" {
+		ends = append(ends, unix.ECONNREFUSED, unix.EPERM)
+	}
+	return slices.ContainsFunc(ends, func(err error) bool { return strings.Contains(failure, err.Error()) })
 }
