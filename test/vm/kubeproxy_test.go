@@ -28,8 +28,7 @@ var (
 
 // TestKubeProxysIPVSModeIsReplacedOnDebiansKernel plays what test/e2e/migrate
 // plays of the other modes. FAIRLEAD_KERNEL_MATRIX=kube-proxy asks for it. No
-// other value does: once in a few runs IPVS counts a connection as established
-// that ended, and its virtual servers stay longer than the test waits.
+// other value does, since it has not been seen to pass: docs/migration.md.
 func TestKubeProxysIPVSModeIsReplacedOnDebiansKernel(t *testing.T) {
 	if os.Getenv("FAIRLEAD_KERNEL_MATRIX") != "kube-proxy" {
 		t.Skip("FAIRLEAD_KERNEL_MATRIX is not kube-proxy")

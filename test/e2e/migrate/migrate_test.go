@@ -64,7 +64,7 @@ func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 			var v verdict
 			if c.mode == "ipvs" { // what carries its connections goes when they have ended
 				v = w.judge(loads, since)
-				w.eventually(w.nothingOfIPVS)
+				w.within(forgotten, w.nothingOfIPVS)
 			}
 			added := w.expose("added-"+c.mode+"-"+c.dataplane, "b")
 			w.serves(added, "client", "outside")
@@ -267,6 +267,11 @@ func (w *town) nothingOfKubeProxy() {
 }
 
 func (w *town) eventually(ok func() error) {
+	w.t.Helper()
+	w.within(bound, ok)
+}
+
+func (w *town) within(bound time.Duration, ok func() error) {
 	w.t.Helper()
 	deadline := time.Now().Add(bound)
 	for {
