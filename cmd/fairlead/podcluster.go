@@ -24,6 +24,7 @@ import (
 	"fairlead.dev/podrunner/apiclient"
 	"fairlead.dev/podrunner/cri"
 	"fairlead.dev/podrunner/kubeletapi"
+	"fairlead.dev/podrunner/kubeletapi/servingcert"
 	"fairlead.dev/podrunner/node"
 	"fairlead.dev/podrunner/objects"
 )
@@ -97,7 +98,7 @@ func (k *cluster) run(ctx context.Context, p *pods, metrics http.Handler) error 
 		if k.c.KubeletBindAddress == "" {
 			return nil
 		}
-		return k.serve(ctx, p, runtime, metrics)
+		return k.serve(ctx, g, p, runtime, metrics)
 	})
 	return g.Wait()
 }
@@ -147,8 +148,8 @@ func (k *cluster) newNode(p *pods, runtime *cri.Client) (*node.Node, error) {
 }
 
 // serve serves the kubelet's API.
-func (k *cluster) serve(ctx context.Context, p *pods, runtime *cri.Client, metrics http.Handler) error {
-	certificate, err := k.certificate()
+func (k *cluster) serve(ctx context.Context, g *errgroup.Group, p *pods, runtime *cri.Client, metrics http.Handler) error {
+	certificate, err := k.certificate(ctx, g)
 	if err != nil {
 		return err
 	}
@@ -185,9 +186,22 @@ func (k *cluster) serve(ctx context.Context, p *pods, runtime *cri.Client, metri
 	return nil
 }
 
-func (k *cluster) certificate() (kubeletapi.GetCertificate, error) {
-	if k.c.TLSCertFile != "" {
+// certificate is a file's, the cluster's, which is kept current until ctx ends,
+// or one that the agent signed.
+func (k *cluster) certificate(ctx context.Context, g *errgroup.Group) (kubeletapi.GetCertificate, error) {
+	dir := filepath.Join(k.c.StateDir, "pki")
+	switch {
+	case k.c.TLSCertFile != "":
 		return kubeletapi.CertificateFiles(k.c.TLSCertFile, k.c.TLSPrivateKeyFile)
+	case k.c.KubeletRotateServerCertificates:
+		m, err := servingcert.New(servingcert.Options{
+			Requests: k.client.CertificateSigningRequests(), Dir: dir, NodeName: k.c.NodeName, Addresses: k.facts.hostIPs, Logger: k.log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		g.Go(func() error { m.Run(ctx); return nil })
+		return m.GetCertificate, nil
 	}
-	return kubeletapi.SelfSigned(filepath.Join(k.c.StateDir, "pki"), k.c.NodeName, k.facts.hostIPs)
+	return kubeletapi.SelfSigned(dir, k.c.NodeName, k.facts.hostIPs)
 }

@@ -308,6 +308,12 @@ func checkPods(c *config.Configuration) error {
 	if (c.TLSCertFile == "") != (c.TLSPrivateKeyFile == "") {
 		return usagef("--tls-cert-file and --tls-private-key-file belong together: set both or none")
 	}
+	if c.KubeletRotateServerCertificates && c.TLSCertFile != "" {
+		return usagef("--kubelet-rotate-server-certificates and --tls-cert-file contradict each other: the certificate is the cluster's or yours")
+	}
+	if c.Manifests != "" && c.KubeletRotateServerCertificates {
+		return usagef("--kubelet-rotate-server-certificates is for the kubelet's API, which a directory has none of")
+	}
 	if c.Manifests != "" && c.ClientCAFile != "" {
 		return usagef("--client-ca-file is for the kubelet's API, which a directory has none of: use `fairlead logs` and `fairlead exec` on the node")
 	}

@@ -79,6 +79,7 @@ func addRunFlags(f *pflag.FlagSet, c *config.Configuration) {
 	f.StringVar(&c.ClientCAFile, "client-ca-file", c.ClientCAFile, "`FILE` with the authorities of client certificates, for the kubelet's API and --metrics-auth delegated")
 	f.StringVar(&c.TLSCertFile, "tls-cert-file", c.TLSCertFile, "`FILE` with the certificate of the kubelet's API (default: one signed by itself)")
 	f.StringVar(&c.TLSPrivateKeyFile, "tls-private-key-file", c.TLSPrivateKeyFile, "`FILE` with its key")
+	f.BoolVar(&c.KubeletRotateServerCertificates, "kubelet-rotate-server-certificates", c.KubeletRotateServerCertificates, "have the cluster sign the certificate of the kubelet's API, once somebody approved it (kubectl certificate approve)")
 	f.Var(listFlag{&c.NodeLabels}, "node-labels", "`KEY=VALUE,...` put on the Node")
 	f.Var(listFlag{&c.RegisterWithTaints}, "register-with-taints", "`KEY=VALUE:EFFECT,...` of a Node that is created")
 	f.BoolVar(&c.DrainOnStop, "drain-on-stop", c.DrainOnStop, "end the Pods when the agent is told to stop")

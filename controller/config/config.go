@@ -146,6 +146,9 @@ type Configuration struct {
 	ClientCAFile      string `json:"clientCAFile" flag:"client-ca-file"`
 	TLSCertFile       string `json:"tlsCertFile" flag:"tls-cert-file"`
 	TLSPrivateKeyFile string `json:"tlsPrivateKeyFile" flag:"tls-private-key-file"`
+	// KubeletRotateServerCertificates has the cluster sign the certificate of the
+	// kubelet's API (kubernetes.io/kubelet-serving), and the next one in time.
+	KubeletRotateServerCertificates bool `json:"kubeletRotateServerCertificates" flag:"kubelet-rotate-server-certificates"`
 	// NodeLabels are KEY=VALUE, RegisterWithTaints KEY=VALUE:EFFECT, of a Node
 	// that is created.
 	NodeLabels         List `json:"nodeLabels" flag:"node-labels"`

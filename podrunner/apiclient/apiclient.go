@@ -12,6 +12,7 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
@@ -35,6 +36,7 @@ type Interface interface {
 	ConfigMaps(namespace string) Listed[*corev1.ConfigMap, *corev1.ConfigMapList]
 	Services(namespace string) Listed[*corev1.Service, *corev1.ServiceList]
 	RuntimeClasses() Kind[*nodev1.RuntimeClass]
+	CertificateSigningRequests() Listed[*certificatesv1.CertificateSigningRequest, *certificatesv1.CertificateSigningRequestList]
 	TokenReviews() Reviews[*authenticationv1.TokenReview]
 	SubjectAccessReviews() Reviews[*authorizationv1.SubjectAccessReview]
 	CreateToken(ctx context.Context, namespace, serviceAccount string, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error)
@@ -63,8 +65,8 @@ type Reviews[T any] interface {
 
 // Client is a client of one API server, over one connection.
 type Client struct {
-	core, coordination, node, authentication, authorization rest.Interface
-	params                                                  runtime.ParameterCodec
+	core, coordination, node, authentication, authorization, certificates rest.Interface
+	params                                                                runtime.ParameterCodec
 }
 
 var _ Interface = (*Client)(nil)
@@ -74,6 +76,7 @@ func New(config *rest.Config) (*Client, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		corev1.AddToScheme, coordinationv1.AddToScheme, nodev1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme,
+		certificatesv1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register API types: %w", err)
@@ -103,6 +106,7 @@ func New(config *rest.Config) (*Client, error) {
 		{&client.node, "/apis", nodev1.SchemeGroupVersion},
 		{&client.authentication, "/apis", authenticationv1.SchemeGroupVersion},
 		{&client.authorization, "/apis", authorizationv1.SchemeGroupVersion},
+		{&client.certificates, "/apis", certificatesv1.SchemeGroupVersion},
 	} {
 		c := *c
 		c.APIPath, c.GroupVersion = g.path, &g.gv
@@ -155,6 +159,15 @@ func (c *Client) Services(namespace string) Listed[*corev1.Service, *corev1.Serv
 // RuntimeClasses of the cluster.
 func (c *Client) RuntimeClasses() Kind[*nodev1.RuntimeClass] {
 	return gentype.NewClient("runtimeclasses", c.node, c.params, "", func() *nodev1.RuntimeClass { return &nodev1.RuntimeClass{} })
+}
+
+// CertificateSigningRequests of the cluster.
+func (c *Client) CertificateSigningRequests() Listed[*certificatesv1.CertificateSigningRequest, *certificatesv1.CertificateSigningRequestList] {
+	return gentype.NewClientWithList("certificatesigningrequests", c.certificates, c.params, "",
+		func() *certificatesv1.CertificateSigningRequest { return &certificatesv1.CertificateSigningRequest{} },
+		func() *certificatesv1.CertificateSigningRequestList {
+			return &certificatesv1.CertificateSigningRequestList{}
+		})
 }
 
 // TokenReviews say whose a token is.

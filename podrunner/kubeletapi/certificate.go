@@ -122,7 +122,12 @@ func SelfSigned(dir, hostname string, addresses []netip.Addr) (GetCertificate, e
 }
 
 func fits(c *x509.Certificate, hostname string, addresses []netip.Addr) bool {
-	if time.Now().Add(30*24*time.Hour).After(c.NotAfter) || c.VerifyHostname(hostname) != nil {
+	return time.Now().Add(30*24*time.Hour).Before(c.NotAfter) && Covers(c, hostname, addresses)
+}
+
+// Covers reports whether a certificate is for the name and each of the addresses.
+func Covers(c *x509.Certificate, hostname string, addresses []netip.Addr) bool {
+	if c.VerifyHostname(hostname) != nil {
 		return false
 	}
 	for _, a := range addresses {

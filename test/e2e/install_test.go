@@ -283,7 +283,8 @@ func TestThePodsOverlayGrantsWhatTheRunnerOfPodsAsksForAndNothingElse(t *testing
 		"create events", "patch events", "create nodes", "get nodes", "patch nodes", "patch nodes/status",
 		"delete pods", "get pods", "list pods", "watch pods", "patch pods/status",
 		"get configmaps", "list configmaps", "watch configmaps", "get secrets", "list secrets", "watch secrets",
-		"create serviceaccounts/token", "get runtimeclasses", "create tokenreviews", "create subjectaccessreviews")
+		"create serviceaccounts/token", "get runtimeclasses", "create tokenreviews", "create subjectaccessreviews",
+		"create certificatesigningrequests", "list certificatesigningrequests", "watch certificatesigningrequests")
 	slices.Sort(want)
 	if diff := cmp.Diff(want, c.rights(t, token, "kube-system")); diff != "" {
 		t.Errorf("rights of fairlead-pods (-want +got):\n%s", diff)

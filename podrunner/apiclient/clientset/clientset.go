@@ -9,6 +9,7 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
@@ -61,6 +62,11 @@ func (c Clientset) Services(namespace string) apiclient.Listed[*corev1.Service, 
 // RuntimeClasses are the cluster's.
 func (c Clientset) RuntimeClasses() apiclient.Kind[*nodev1.RuntimeClass] {
 	return c.NodeV1().RuntimeClasses()
+}
+
+// CertificateSigningRequests are the cluster's.
+func (c Clientset) CertificateSigningRequests() apiclient.Listed[*certificatesv1.CertificateSigningRequest, *certificatesv1.CertificateSigningRequestList] {
+	return c.CertificatesV1().CertificateSigningRequests()
 }
 
 // TokenReviews are questions.

@@ -32,6 +32,10 @@ func (c *ControlPlane) clusterArgs() []string {
 	}
 }
 
+// SigningDuration is how long a certificate is valid that the controllers sign,
+// the shortest that a CertificateSigningRequest can ask for.
+const SigningDuration = 10 * time.Minute
+
 // controller is a program that is started again when it ends, as a static Pod of
 // a control plane is.
 type controller struct {
@@ -50,6 +54,7 @@ func (c *ControlPlane) startControllers() error {
 		"--allocate-node-cidrs", "--cluster-cidr", PodCIDRs, "--service-cluster-ip-range", ServiceCIDRs,
 		"--node-cidr-mask-size-ipv4", "24", "--node-cidr-mask-size-ipv6", "64",
 		"--service-account-private-key-file", c.file("service-account.key"), "--root-ca-file", c.file("ca.crt"),
+		"--cluster-signing-cert-file", c.file("ca.crt"), "--cluster-signing-key-file", c.file("ca.key"), "--cluster-signing-duration", SigningDuration.String(),
 		"--concurrent-service-endpoint-syncs", "10", "--concurrent-endpoint-syncs", "5", "--horizontal-pod-autoscaler-sync-period", "5s",
 	}, common...)
 	for _, k := range []struct {

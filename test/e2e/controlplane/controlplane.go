@@ -44,6 +44,7 @@ type Options struct {
 	// Controllers makes it the control plane of a whole cluster: with
 	// kube-controller-manager, which gives nodes ranges of PodCIDRs, with
 	// kube-scheduler, with ServiceAccounts, and with certificates for kubelets.
+	// Its authority signs CertificateSigningRequests that are approved.
 	Controllers bool
 }
 

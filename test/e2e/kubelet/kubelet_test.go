@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +21,6 @@ import (
 	"testing"
 	"time"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -85,16 +83,18 @@ func (b *bed) serve(t *testing.T, l net.Listener) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := servingcert.Request(ctx, b.nodeSet, filepath.Join(t.TempDir(), "pki"), nodeName, nodeName, []netip.Addr{netip.MustParseAddr(nodeAddress)})
+	cert, err := servingcert.New(servingcert.Options{Requests: b.node.CertificateSigningRequests(), Dir: filepath.Join(t.TempDir(), "pki"),
+		NodeName: nodeName, Addresses: []netip.Addr{netip.MustParseAddr(nodeAddress)}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	go cert.Run(ctx)
 	pods := func() []*corev1.Pod { return []*corev1.Pod{b.pod} }
 	stats, err := kubeletapi.NewStats(kubeletapi.StatsOptions{NodeName: nodeName, Pods: pods, Runtime: b.cri.Runtime, LogRoot: b.rt.LogRoot, Root: b.rt.Dir})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := kubeletapi.New(kubeletapi.Options{NodeName: nodeName, Pods: pods, Runtime: b.cri.Runtime, LogRoot: b.rt.LogRoot, Certificate: cert, Stats: stats,
+	s, err := kubeletapi.New(kubeletapi.Options{NodeName: nodeName, Pods: pods, Runtime: b.cri.Runtime, LogRoot: b.rt.LogRoot, Certificate: cert.GetCertificate, Stats: stats,
 		Authenticate: kubeletapi.NewAuthenticator(roots, b.node).Authenticate, Authorize: kubeletapi.NewAuthorizer(b.node).Authorize})
 	if err != nil {
 		t.Fatal(err)
@@ -117,43 +117,6 @@ func (b *bed) serve(t *testing.T, l net.Listener) {
 		}
 		return ""
 	})
-}
-
-// signServing approves and signs the node's request, as the controller manager
-// would.
-func (b *bed) signServing(t *testing.T) {
-	t.Helper()
-	api := b.admin.CertificatesV1().CertificateSigningRequests()
-	var csr *certificatesv1.CertificateSigningRequest
-	eventually(t, 20*time.Second, func() string {
-		list, err := api.List(t.Context(), metav1.ListOptions{})
-		if err != nil || len(list.Items) == 0 {
-			return fmt.Sprintf("no request: %v", err)
-		}
-		csr = &list.Items[0]
-		return ""
-	})
-	if csr.Spec.SignerName != "kubernetes.io/kubelet-serving" || csr.Spec.Username != "system:node:one" {
-		t.Fatalf("request %+v", csr.Spec)
-	}
-	block, _ := pem.Decode(csr.Spec.Request)
-	request, err := x509.ParseCertificateRequest(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "Test", Message: "Test"})
-	if csr, err = api.UpdateApproval(t.Context(), csr.Name, csr, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	der, err := b.ca.sign(request.PublicKey, &x509.Certificate{Subject: request.Subject, DNSNames: request.DNSNames, IPAddresses: request.IPAddresses,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	csr.Status.Certificate = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if _, err := api.UpdateStatus(t.Context(), csr, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // runPod runs the Pod as a runner would, and reports it.

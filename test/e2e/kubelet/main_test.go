@@ -45,27 +45,17 @@ const (
 type cluster struct {
 	*controlplane.ControlPlane
 	admin kubernetes.Interface
-	// node is what the node may: its certificate is that of system:node:one. The
-	// clientset is for what the agent does not ask by itself.
-	node    *apiclient.Client
-	nodeSet kubernetes.Interface
-	ca      *authority
-	dir     string
+	// node is what the node may: its certificate is that of system:node:one.
+	node *apiclient.Client
+	ca   *authority
+	dir  string
 }
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("SKIPPED: needs root, for a network namespace and containerd")
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a, _ := netlink.ParseAddr(nodeAddress + "/32"); netlink.AddrReplace(lo, a) != nil {
-		t.Fatal("cannot add the node's address to lo")
-	}
+	addNodeAddress(t)
 	c := &cluster{ca: newAuthority(t), dir: t.TempDir()}
+	var err error
 	clientCert, clientKey := c.ca.issue(t, c.dir, "kube-apiserver-kubelet-client", "system:nobody", x509.ExtKeyUsageClientAuth)
 	started := time.Now()
 	c.ControlPlane, err = controlplane.New(context.Background(), controlplane.Options{APIServerArgs: []string{
@@ -91,11 +81,22 @@ func newCluster(t *testing.T) *cluster {
 	if c.node, err = apiclient.New(config); err != nil {
 		t.Fatal(err)
 	}
-	if c.nodeSet, err = kubernetes.NewForConfig(config); err != nil {
-		t.Fatal(err)
-	}
 	c.allow(t, "kubelet-api-admin", "system:kubelet-api-admin", rbacv1.Subject{Kind: "User", Name: "kube-apiserver-kubelet-client"})
 	return c
+}
+
+func addNodeAddress(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: needs root, for a network namespace and containerd")
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, _ := netlink.ParseAddr(nodeAddress + "/32"); netlink.AddrReplace(lo, a) != nil {
+		t.Fatal("cannot add the node's address to lo")
+	}
 }
 
 // allow binds a role to a subject.
