@@ -24,7 +24,9 @@ type FollowOptions struct {
 	Read func() (dataplane.Reader, error)
 	// Check looks for more than a reader sees, after each Change. May be nil.
 	Check func(t Failer, d dataplane.Dataplane)
-	Shape Shape
+	// MistakesOwn: a Watcher takes an own change for drift now and then.
+	MistakesOwn bool
+	Shape       Shape
 	// Runs is how many times it plays, where a step takes long. Default: as
 	// often as rapid likes.
 	Runs int
@@ -37,7 +39,7 @@ type FollowOptions struct {
 
 // Follows plays Changes, restarts and full checks to a Dataplane. After each
 // Change a reader has to find just the Table, full checks have nothing to
-// repair, and no own change is signalled as drift.
+// repair, and a Watcher signals no own change as drift.
 func Follows(t testing.TB, o FollowOptions) {
 	t.Helper()
 	f := &follower{FollowOptions: o}
@@ -123,7 +125,7 @@ func (f *follower) step(t *rapid.T, last bool) {
 		}
 		f.holds(t)
 	}
-	if w, is := f.d.(dataplane.Watcher); is {
+	if w, is := f.d.(dataplane.Watcher); is && !f.MistakesOwn {
 		select {
 		case <-w.Drifted():
 			t.Fatalf("own changes signalled drift")

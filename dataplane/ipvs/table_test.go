@@ -4,19 +4,16 @@ package ipvs
 
 import (
 	"net/netip"
-	"os"
 	"testing"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/dataplanetest"
 )
 
 // openTestTable opens nftables in a namespace of the test's own.
 func openTestTable(t *testing.T) *table {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it makes network namespaces")
-	}
-	enterNewNamespace(t)
+	dataplanetest.EnterNamespace(t)
 	tb, err := openTable(DefaultAffinityMax)
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/dataplanetest"
 )
 
 func testPlanner() *planner {
@@ -51,7 +52,8 @@ func TestAServerKeepsItsMarkWhateverChangesInIt(t *testing.T) {
 		p := testPlanner()
 		var before *state
 		for range 5 {
-			s := drawService(rt, 1)
+			s := dataplanetest.DrawService(rt, 1, dataplanetest.Shape{})
+			s.Name = dataplane.ServiceName{Namespace: "default", Name: "web"}
 			st, err := p.plan(s, before)
 			if err != nil {
 				rt.Fatal(err)
