@@ -17,7 +17,7 @@ KERNEL_PACKAGES := ./bpf/... ./dataplane/ebpf ./dataplane/nftables ./dataplane/i
 POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/... ./test/pods ./image/... ./manifests/node
 PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|observe|bench|vm|pods)|image|manifests/node|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
 
-.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience observe vm e2e soak programs manifests vuln image bench bench-pods fuzz clean
+.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience observe vm vm-kube-proxy e2e soak programs manifests vuln image bench bench-pods fuzz clean
 
 all: build
 
@@ -45,6 +45,7 @@ test: tools
 	$(MAKE) resilience
 	$(MAKE) observe
 	.ci/beside $(BIN)/vm.log vm $(MAKE) e2e
+	$(MAKE) vm-kube-proxy
 	$(MAKE) build && examples/demo.sh $(BIN)/fairlead $(BIN)/responder && examples/web-demo.sh $(BIN)/fairlead $(BIN)/responder
 	.ci/leftovers
 
@@ -89,6 +90,10 @@ conformance:
 ## Debian's kernels, in emulated machines. KERNEL_MATRIX=whole plays every variant.
 vm:
 	FAIRLEAD_KERNEL_MATRIX=$${KERNEL_MATRIX:-1} $(GO) test -timeout 60m -parallel 2 -v ./test/vm | .ci/summary
+
+## From the real kube-proxy's ipvs mode and back, in a machine with that.
+vm-kube-proxy: programs
+	FAIRLEAD_KERNEL_MATRIX=kube-proxy $(GO) test -timeout 40m -v -run KubeProxys ./test/vm | .ci/summary
 
 resilience:
 	$(GO) test -timeout 20m -v ./test/resilience | .ci/summary

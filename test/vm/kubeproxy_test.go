@@ -27,8 +27,8 @@ var (
 )
 
 // TestKubeProxysIPVSModeIsReplacedOnDebiansKernel plays what test/e2e/migrate
-// plays of the other modes. FAIRLEAD_KERNEL_MATRIX=kube-proxy asks for it. No
-// other value does, since it has not been seen to pass: docs/migration.md.
+// plays of the other modes. FAIRLEAD_KERNEL_MATRIX=kube-proxy asks for it and for
+// nothing else: its load wants the processor for itself.
 func TestKubeProxysIPVSModeIsReplacedOnDebiansKernel(t *testing.T) {
 	if os.Getenv("FAIRLEAD_KERNEL_MATRIX") != "kube-proxy" {
 		t.Skip("FAIRLEAD_KERNEL_MATRIX is not kube-proxy")
