@@ -24,6 +24,14 @@ type ager struct {
 	cursor    ebpf.MapBatchCursor
 	keys      []bpf.FairleadTuple
 	values    []bpf.FairleadConntrackEntry
+	looked    func() // for tests: entries were read, and none was deleted yet
+}
+
+func newAger(conntrack *ebpf.Map, t Timeouts) *ager {
+	return &ager{
+		conntrack: conntrack, timeouts: t,
+		keys: make([]bpf.FairleadTuple, ageBatch), values: make([]bpf.FairleadConntrackEntry, ageBatch), looked: func() {},
+	}
 }
 
 const (
@@ -42,7 +50,6 @@ const (
 )
 
 func (a *ager) run(ctx context.Context) {
-	a.keys, a.values = make([]bpf.FairleadTuple, ageBatch), make([]bpf.FairleadConntrackEntry, ageBatch)
 	tick := time.NewTicker(ageTick)
 	defer tick.Stop()
 	for {
@@ -65,21 +72,44 @@ func (a *ager) step() {
 		}
 	}
 	now := monotonicSeconds()
+	a.looked()
 	for i := range a.keys[:n] {
 		e := &a.values[i]
 		if !a.timeouts.expired(&a.keys[i], e, now) {
 			continue
 		}
-		peerKey := conntrackPeer(&a.keys[i], e)
-		var peer bpf.FairleadConntrackEntry
-		if a.conntrack.Lookup(&peerKey, &peer) == nil && conntrackPeer(&peerKey, &peer) == a.keys[i] {
-			if !a.timeouts.expired(&peerKey, &peer, now) {
-				continue
-			}
-			a.conntrack.Delete(&peerKey)
-		}
-		a.conntrack.Delete(&a.keys[i])
+		a.forget(&a.keys[i])
 	}
+}
+
+// forget deletes both halves of a flow. Each is read once more right before: a
+// new flow may have its place since it was looked at.
+func (a *ager) forget(key *bpf.FairleadTuple) {
+	e, ok := a.expired(key)
+	if !ok {
+		return
+	}
+	peerKey := conntrackPeer(key, &e)
+	var peer bpf.FairleadConntrackEntry
+	whole := a.conntrack.Lookup(&peerKey, &peer) == nil && conntrackPeer(&peerKey, &peer) == *key
+	if whole && !a.timeouts.expired(&peerKey, &peer, monotonicSeconds()) {
+		return
+	}
+	if _, ok := a.expired(key); ok {
+		a.conntrack.Delete(key)
+	}
+	if !whole {
+		return
+	}
+	if again, ok := a.expired(&peerKey); ok && again == peer {
+		a.conntrack.Delete(&peerKey)
+	}
+}
+
+// expired reads an entry, and reports whether it is there and is over by now.
+func (a *ager) expired(key *bpf.FairleadTuple) (e bpf.FairleadConntrackEntry, over bool) {
+	err := a.conntrack.Lookup(key, &e)
+	return e, err == nil && a.timeouts.expired(key, &e, monotonicSeconds())
 }
 
 // conntrackPeer is the key of the other direction's entry.
@@ -90,8 +120,9 @@ func conntrackPeer(k *bpf.FairleadTuple, e *bpf.FairleadConntrackEntry) bpf.Fair
 	}
 }
 
+// expired: what was seen after now was read is not.
 func (t Timeouts) expired(k *bpf.FairleadTuple, e *bpf.FairleadConntrackEntry, now uint32) bool {
-	return time.Duration(now-e.LastSeenSeconds)*time.Second > t.of(dataplane.Protocol(k.Protocol), e)
+	return time.Duration(int32(now-e.LastSeenSeconds))*time.Second > t.of(dataplane.Protocol(k.Protocol), e)
 }
 
 // udpQuestionSeconds is UDP_QUESTION_SECONDS of bpf/conntrack.h.
