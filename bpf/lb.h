@@ -112,7 +112,7 @@ static __always_inline bool choose_by_affinity(const struct affinity_key *key, _
 	struct backend_state *s;
 	__u32 now = now_seconds(), backend;
 
-	if (!e || now - e->last_seen_seconds > timeout_seconds)
+	if (!e || (__s32)(now - e->last_seen_seconds) > (__s32)timeout_seconds)
 		return false;
 	backend = e->backend;
 	s = bpf_map_lookup_elem(&backend_states, &backend);

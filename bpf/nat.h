@@ -160,7 +160,7 @@ static __always_inline bool has_ended(const struct conntrack_entry *e)
 {
 	__u8 both = CONNTRACK_CLOSING | CONNTRACK_PEER_CLOSING;
 
-	return (e->flags & both) == both && now_seconds() - e->last_seen_seconds >= ENDED_REST_SECONDS;
+	return (e->flags & both) == both && is_silent(e, now_seconds(), ENDED_REST_SECONDS - 1);
 }
 
 /* Whether a new flow may take a tuple after so many tries. Where most ports are
