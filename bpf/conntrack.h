@@ -72,9 +72,14 @@ static __always_inline void conntrack_delete(const struct tuple *key, const stru
 const volatile __u32 udp_timeout_seconds = 30;
 const volatile __u32 udp_stream_timeout_seconds = 180;
 
+#define UDP_QUESTION_SECONDS 2
+
 /* A flow that was answered and goes on for longer is a stream, as it is for the
  * kernel's conntrack; a shorter one is a question. */
-#define UDP_QUESTION_SECONDS 2
+static __always_inline bool is_stream(const struct conntrack_entry *e)
+{
+	return (e->flags & CONNTRACK_SEEN_REPLY) && e->last_seen_seconds - e->created_seconds > UDP_QUESTION_SECONDS;
+}
 
 static __always_inline bool is_silent(const struct conntrack_entry *e, __u32 now, __u32 seconds)
 {
@@ -84,8 +89,7 @@ static __always_inline bool is_silent(const struct conntrack_entry *e, __u32 now
 /* A question that was not asked again since its answer. */
 static __always_inline bool is_answered_question(const struct conntrack_entry *e)
 {
-	return (e->flags & CONNTRACK_SEEN_REPLY) && e->last_seen_seconds - e->created_seconds <= UDP_QUESTION_SECONDS &&
-	       is_silent(e, now_seconds(), UDP_QUESTION_SECONDS);
+	return (e->flags & CONNTRACK_SEEN_REPLY) && !is_stream(e) && is_silent(e, now_seconds(), UDP_QUESTION_SECONDS);
 }
 
 /* A datagram from a port that was used before asks anew once the flow of then
@@ -101,7 +105,7 @@ static __always_inline bool udp_is_over(const struct packet *p, const struct con
 		return true;
 	if (!is_silent(e, now, UDP_QUESTION_SECONDS))
 		return false;
-	if ((e->flags & CONNTRACK_SEEN_REPLY) && e->last_seen_seconds - e->created_seconds > UDP_QUESTION_SECONDS)
+	if (is_stream(e))
 		limit = udp_stream_timeout_seconds;
 	else if (!s->eligible_sets)
 		limit = UDP_QUESTION_SECONDS;

@@ -74,42 +74,32 @@ func (a *ager) step() {
 	now := monotonicSeconds()
 	a.looked()
 	for i := range a.keys[:n] {
-		e := &a.values[i]
-		if !a.timeouts.expired(&a.keys[i], e, now) {
-			continue
+		if a.timeouts.expired(&a.keys[i], &a.values[i], now) {
+			a.forget(&a.keys[i], &a.values[i])
 		}
-		a.forget(&a.keys[i])
 	}
 }
 
 // forget deletes both halves of a flow. Each is read once more right before: a
 // new flow may have its place since it was looked at.
-func (a *ager) forget(key *bpf.FairleadTuple) {
-	e, ok := a.expired(key)
-	if !ok {
-		return
-	}
-	peerKey := conntrackPeer(key, &e)
+func (a *ager) forget(key *bpf.FairleadTuple, e *bpf.FairleadConntrackEntry) {
+	peerKey := conntrackPeer(key, e)
 	var peer bpf.FairleadConntrackEntry
 	whole := a.conntrack.Lookup(&peerKey, &peer) == nil && conntrackPeer(&peerKey, &peer) == *key
 	if whole && !a.timeouts.expired(&peerKey, &peer, monotonicSeconds()) {
 		return
 	}
-	if _, ok := a.expired(key); ok {
-		a.conntrack.Delete(key)
-	}
-	if !whole {
-		return
-	}
-	if again, ok := a.expired(&peerKey); ok && again == peer {
-		a.conntrack.Delete(&peerKey)
+	a.deleteExpired(key)
+	if whole {
+		a.deleteExpired(&peerKey)
 	}
 }
 
-// expired reads an entry, and reports whether it is there and is over by now.
-func (a *ager) expired(key *bpf.FairleadTuple) (e bpf.FairleadConntrackEntry, over bool) {
-	err := a.conntrack.Lookup(key, &e)
-	return e, err == nil && a.timeouts.expired(key, &e, monotonicSeconds())
+func (a *ager) deleteExpired(key *bpf.FairleadTuple) {
+	var e bpf.FairleadConntrackEntry
+	if a.conntrack.Lookup(key, &e) == nil && a.timeouts.expired(key, &e, monotonicSeconds()) {
+		a.conntrack.Delete(key)
+	}
 }
 
 // conntrackPeer is the key of the other direction's entry.
