@@ -16,7 +16,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,6 +30,7 @@ import (
 	"fairlead.dev/podrunner/containerdtest"
 	"fairlead.dev/podrunner/kubeletapi/servingcert"
 	"fairlead.dev/test/e2e/controlplane"
+	"fairlead.dev/test/internal/output"
 )
 
 // signingCluster is a cluster whose controllers sign what was approved, with
@@ -266,27 +266,9 @@ func keptByRoot(t *testing.T, dir string) {
 	}
 }
 
-// said is a log.
-type said struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (s *said) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.buf.Write(b)
-}
-
-func (s *said) count(what string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return strings.Count(s.buf.String(), what)
-}
-
 // manage runs a Manager with a clock, with the rights of the manifests'
 // ServiceAccount, until the test ends.
-func (c *signingCluster) manage(t *testing.T, dir string) (*servingcert.Manager, *clocktesting.FakeClock, *said) {
+func (c *signingCluster) manage(t *testing.T, dir string) (*servingcert.Manager, *clocktesting.FakeClock, *output.Buffer) {
 	t.Helper()
 	token, err := c.admin.CoreV1().ServiceAccounts(metav1.NamespaceSystem).CreateToken(t.Context(), "fairlead-pods", tokenRequest(), metav1.CreateOptions{})
 	if err != nil {
@@ -296,7 +278,7 @@ func (c *signingCluster) manage(t *testing.T, dir string) (*servingcert.Manager,
 	if err != nil {
 		t.Fatal(err)
 	}
-	clock, log := clocktesting.NewFakeClock(time.Now()), &said{}
+	clock, log := clocktesting.NewFakeClock(time.Now()), &output.Buffer{}
 	m, err := servingcert.New(servingcert.Options{Requests: client.CertificateSigningRequests(), Dir: dir, NodeName: nodeName,
 		Addresses: []netip.Addr{netip.MustParseAddr(nodeAddress)}, Clock: clock, Logger: slog.New(slog.NewJSONHandler(log, nil))})
 	if err != nil {
@@ -381,8 +363,9 @@ func (c *signingCluster) testRefusal(t *testing.T) {
 		step(t, clock, 15*time.Minute)
 	}
 	c.pending(t)
-	if n := log.count("the cluster refused"); n != 1 || log.count("kubectl certificate approve NAME") < 1 || serial(m) != "" {
-		t.Errorf("a refusal was said %d times, want 1: %s", n, log.buf.String())
+	said := log.String()
+	if n := strings.Count(said, "the cluster refused"); n != 1 || !strings.Contains(said, "kubectl certificate approve NAME") || serial(m) != "" {
+		t.Errorf("a refusal was said %d times, want 1: %s", n, said)
 	}
 }
 
