@@ -127,6 +127,7 @@ func TestOfIPVSAnswersFindTheSocketThatAskedTheBackendItself(t *testing.T) {
 			do(t, err, netlink.LinkSetUp(lo), netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: ipvsDevice}}))
 			device, err := netlink.LinkByName(ipvsDevice)
 			do(t, err)
+			do(t, netlink.LinkSetUp(device)) // else IPv6 has no route to its addresses
 			for a, link := range map[string]netlink.Link{c.client: lo, c.backend: lo, c.service: device} {
 				addr, err := netlink.ParseAddr(a + c.bits)
 				do(t, err)
@@ -144,14 +145,16 @@ func TestOfIPVSAnswersFindTheSocketThatAskedTheBackendItself(t *testing.T) {
 				},
 			}
 			old, err := d.Dial("tcp", at)
-			do(t, err, echoes(old), old.Close()) // IPVS remembers it for 2 minutes
+			do(t, err)
+			do(t, echoes(old), old.Close()) // IPVS remembers it for 2 minutes
 			if c, err := d.Dial("tcp", to); err == nil {
 				c.Close()
 				t.Fatal("IPVS does not take the answer of the Backend for one of the older connection: nothing to mend")
 			}
 			do(t, mend(), mend())
 			young, err := d.Dial("tcp", to)
-			do(t, err, echoes(young), young.Close())
+			do(t, err)
+			do(t, echoes(young), young.Close())
 			if removed, err := Cleanup(); err != nil || len(removed) != 2 {
 				t.Errorf("removed %v, %v", removed, err)
 			}

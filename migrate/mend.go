@@ -97,19 +97,16 @@ func (a *answerKind) mended(family nftables.TableFamily) []expr.Any {
 // Cleanup removes the one thing that a take-over which did not end leaves beside
 // the Dataplane's. It says what it removed.
 func Cleanup() (removed []string, err error) {
-	var errs []error
-	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
-		c, err := nftables.New()
-		if err != nil {
-			return nil, fmt.Errorf("open nftables: %w", err)
-		}
-		c.DelTable(&nftables.Table{Name: mendTable, Family: family})
-		switch err := c.Flush(); {
-		case err == nil:
-			removed = append(removed, fmt.Sprintf("nftables table %s %s", map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6"}[family], mendTable))
-		case !noTables(err) && !errors.Is(err, unix.EOPNOTSUPP):
-			errs = append(errs, fmt.Errorf("remove nftables table %s: %w", mendTable, err))
-		}
+	tables, err := findTables(mendTable)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = nil
 	}
-	return removed, errors.Join(errs...)
+	for _, t := range tables {
+		if rerr := t.remove(); rerr != nil {
+			err = errors.Join(err, rerr)
+			continue
+		}
+		removed = append(removed, t.String())
+	}
+	return removed, err
 }

@@ -28,7 +28,7 @@ func Find(ctx context.Context) (l *Leftovers, err error) {
 	if l.chains, err = findChains(ctx); err != nil {
 		return nil, err
 	}
-	if l.tables, err = findTables(); err != nil {
+	if l.tables, err = findTables(nftTableName); err != nil {
 		return nil, err
 	}
 	if l.ipvs, err = findIPVS(); err != nil {

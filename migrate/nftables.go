@@ -14,17 +14,21 @@ import (
 const nftTableName = "kube-proxy"
 
 // nftTable is one that is there.
-type nftTable struct{ family nftables.TableFamily }
+type nftTable struct {
+	family nftables.TableFamily
+	name   string
+}
 
 func (t nftTable) String() string {
 	if t.family == nftables.TableFamilyIPv6 {
-		return "nftables table ip6 " + nftTableName
+		return "nftables table ip6 " + t.name
 	}
-	return "nftables table ip " + nftTableName
+	return "nftables table ip " + t.name
 }
 
-// findTables lists them. A kernel without nftables has none.
-func findTables() (tables []nftTable, err error) {
+// findTables lists those of a name, up to an error. A kernel without nftables has
+// none.
+func findTables(name string) (tables []nftTable, err error) {
 	c, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
@@ -35,11 +39,11 @@ func findTables() (tables []nftTable, err error) {
 		case noTables(err):
 			continue
 		case err != nil:
-			return nil, fmt.Errorf("list nftables tables: %w", err)
+			return tables, fmt.Errorf("list nftables tables: %w", err)
 		}
 		for _, t := range list {
-			if t.Name == nftTableName {
-				tables = append(tables, nftTable{family})
+			if t.Name == name {
+				tables = append(tables, nftTable{family, name})
 			}
 		}
 	}
@@ -52,7 +56,7 @@ func (t nftTable) remove() error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	c.DelTable(&nftables.Table{Name: nftTableName, Family: t.family})
+	c.DelTable(&nftables.Table{Name: t.name, Family: t.family})
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove %s: %w", t, err)
 	}
