@@ -51,15 +51,14 @@ spec:
   terminationGracePeriodSeconds: 20
   volumes: [{name: v, hostPath: {path: `+share+`}}]
   initContainers:
-  - {name: s1, image: IMAGE, restartPolicy: Always, args: [terminated, /v/log, s1, "0"], volumeMounts: [{name: v, mountPath: /v}]}
-  - {name: s2, image: IMAGE, restartPolicy: Always, args: [terminated, /v/log, s2, "0"], volumeMounts: [{name: v, mountPath: /v}]}
+  - {name: s1, image: IMAGE, restartPolicy: Always, args: [terminated, /v/log, s1, "0"], volumeMounts: [{name: v, mountPath: /v}], LISTENS}
+  - {name: s2, image: IMAGE, restartPolicy: Always, args: [terminated, /v/log, s2, "0"], volumeMounts: [{name: v, mountPath: /v}], LISTENS}
   containers:
-  - {name: c, image: IMAGE, args: [terminated, /v/log, c, "5"], volumeMounts: [{name: v, mountPath: /v}],
+  - {name: c, image: IMAGE, args: [terminated, /v/log, c, "5"], volumeMounts: [{name: v, mountPath: /v}], LISTENS,
      lifecycle: {preStop: {exec: {command: [/guest, write, /v/log, preStop]}}}}`)
 	g.want(p)
 	key := types.NamespacedName{Namespace: "default", Name: "p"}
 	g.await(key, "it is ready", ready)
-	time.Sleep(200 * time.Millisecond) // the guest listens to signals
 	g.want(deletion(p, 20))
 	s := g.await(key, "it has ended", func(s *corev1.PodStatus) bool { return s.Phase == corev1.PodFailed })
 	if want := "s1: terminated(Completed,0); s2: terminated(Completed,0); c: terminated(Error,5)"; briefAll(&s) != want {
@@ -82,7 +81,7 @@ func TestWhatDoesNotEndIsEndedByForce(t *testing.T) {
 metadata: {name: NAME, uid: UID}
 spec:
   terminationGracePeriodSeconds: 300
-  containers: [{name: c, image: IMAGE, args: [stubborn]}]`
+  containers: [{name: c, image: IMAGE, args: [stubborn], LISTENS}]`
 	soft := parsePod(t, strings.NewReplacer("NAME", "soft", "UID", "u-soft").Replace(manifest))
 	hard := parsePod(t, strings.NewReplacer("NAME", "hard", "UID", "u-hard").Replace(manifest))
 	for _, p := range []*corev1.Pod{soft, hard} {
@@ -149,10 +148,9 @@ metadata: {name: p}
 spec:
   terminationGracePeriodSeconds: 10
   volumes: [{name: v, hostPath: {path: ` + share + `}}]
-  containers: [{name: c, image: IMAGE, args: [terminated, /v/log, bye], volumeMounts: [{name: v, mountPath: /v}],
+  containers: [{name: c, image: IMAGE, args: [terminated, /v/log, bye], volumeMounts: [{name: v, mountPath: /v}], LISTENS,
     lifecycle: {preStop: {exec: {command: [/guest, write, /v/log, hook]}}}}]`)
 	g.await(key, "ready", ready)
-	time.Sleep(200 * time.Millisecond)
 	g.stop()
 	g.mu.Lock()
 	delete(g.wanted, key)

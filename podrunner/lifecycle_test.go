@@ -115,7 +115,7 @@ containers: [{name: c, image: IMAGE, args: [sleep]}]`,
 		phase: corev1.PodRunning, containers: "s: running; c: running"},
 	{name: "a sidecar does not keep a job from its end", spec: `
 restartPolicy: Never
-initContainers: [{name: s, image: IMAGE, args: [sleep], restartPolicy: Always}]
+initContainers: [{name: s, image: IMAGE, args: [sleep], restartPolicy: Always, LISTENS}]
 containers: [{name: c, image: IMAGE, args: [exit, "0"]}]`,
 		phase: corev1.PodSucceeded, containers: "s: terminated(Error,143); c: terminated(Completed,0)"},
 	{name: "a sidecar that ends is restarted", spec: `
@@ -161,7 +161,7 @@ containers: [{name: c, image: IMAGE, args: [sleep]}]`,
 		phase: corev1.PodFailed, containers: "c: ", events: []string{"DeadlineExceeded Pod was active on the node longer than the specified deadline"}},
 	{name: "a failed postStart hook ends the container", spec: `
 restartPolicy: Never
-containers: [{name: c, image: IMAGE, args: [sleep], lifecycle: {postStart: {exec: {command: [/guest, exit, "1"]}}}}]`,
+containers: [{name: c, image: IMAGE, args: [sleep], lifecycle: {postStart: {exec: {command: [/guest, then, wait, /listening, ;, exit, "1"]}}}}]`,
 		phase: corev1.PodFailed, containers: "c: terminated(Error,143)", events: []string{"FailedPostStartHook PostStartHook failed"}},
 	{name: "an ephemeral container runs once", spec: `
 containers: [{name: c, image: IMAGE, args: [sleep]}]

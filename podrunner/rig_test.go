@@ -186,12 +186,20 @@ func (g *rig) dump(what string) string {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	for key, all := range g.told { // also of those that are gone
+		for _, s := range all[max(0, len(all)-5):] {
+			fmt.Fprintf(&b, "told: %s %s: %s\n", key.Name, s.Phase, briefAll(&s))
+		}
+	}
 	for _, e := range g.events[max(0, len(g.events)-30):] {
 		fmt.Fprintln(&b, "event:", e)
 	}
 	fmt.Fprintln(&b, "containerd:", g.rt.Log(1500))
 	return b.String()
 }
+
+// listens, in a container, makes it ready only when it hears signals.
+const listens = `startupProbe: {exec: {command: [/guest, wait, /listening]}, periodSeconds: 1, timeoutSeconds: 20}`
 
 // pod reads a manifest and wants it.
 func (g *rig) pod(manifest string) types.NamespacedName {
@@ -204,7 +212,7 @@ func (g *rig) pod(manifest string) types.NamespacedName {
 func parsePod(t testing.TB, manifest string) *corev1.Pod {
 	t.Helper()
 	var p corev1.Pod
-	manifest = strings.ReplaceAll(manifest, "IMAGE", containerdtest.Image)
+	manifest = strings.NewReplacer("IMAGE", containerdtest.Image, "LISTENS", listens).Replace(manifest)
 	if err := yaml.UnmarshalStrict([]byte(manifest), &p); err != nil {
 		t.Fatalf("%v in\n%s", err, manifest)
 	}

@@ -180,9 +180,8 @@ func (g *rig) limit(pod, container string) string {
 
 func TestAnEvictedPodFailsAndSaysWhy(t *testing.T) {
 	g := newRig(t)
-	key := g.pod(`{metadata: {name: p}, spec: {terminationGracePeriodSeconds: 300, containers: [{name: c, image: IMAGE, args: [stubborn]}]}}`)
+	key := g.pod(`{metadata: {name: p}, spec: {terminationGracePeriodSeconds: 300, containers: [{name: c, image: IMAGE, args: [stubborn], LISTENS}]}}`)
 	g.await(key, "ready", ready)
-	time.Sleep(200 * time.Millisecond)
 	g.r.Evict(g.r.Pod(key).UID, "Evicted", "The node was low on resource: memory. ", time.Second)
 	s := g.await(key, "evicted", func(s *corev1.PodStatus) bool {
 		return s.Phase == corev1.PodFailed && briefAll(s) == "c: terminated(Error,137)"

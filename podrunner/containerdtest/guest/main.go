@@ -89,8 +89,7 @@ func exit(args []string) error {
 // sleep SECONDS ends at SIGTERM with code 143 as a shell would say it; without
 // seconds it never ends by itself.
 func sleep(args []string) error {
-	c := make(chan os.Signal, 1)
-	signal.Notify(c, syscall.SIGTERM)
+	c := signals()
 	var end <-chan time.Time
 	if len(args) > 0 {
 		seconds, err := strconv.ParseFloat(args[0], 64)
@@ -109,8 +108,7 @@ func sleep(args []string) error {
 
 // terminated MESSAGE-FILE TEXT [CODE] writes when SIGTERM comes, then ends.
 func terminated(args []string) error {
-	c := make(chan os.Signal, 1)
-	signal.Notify(c, syscall.SIGTERM)
+	c := signals()
 	<-c
 	f, err := os.OpenFile(args[0], os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -122,9 +120,26 @@ func terminated(args []string) error {
 	return nil
 }
 
+// signals hears SIGTERM from now on.
+func signals() <-chan os.Signal {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGTERM)
+	listening()
+	return c
+}
+
+// listening makes /listening, where the root may be written to: a container runs
+// before its process has come to hear signals, and Go's own answer is code 2.
+func listening() {
+	if f, err := os.Create("/listening"); err == nil {
+		f.Close()
+	}
+}
+
 // stubborn ends at SIGKILL only.
 func stubborn([]string) error {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
+	listening()
 	for {
 		time.Sleep(time.Hour)
 	}
