@@ -185,3 +185,22 @@ spec:
 		t.Errorf("volumes are left: %v %v", known, err)
 	}
 }
+
+// What watches Pods, as the Job controller, waits for a phase that is final.
+func TestAPodThatIsDeletedBeforeItStartsHasFailed(t *testing.T) {
+	g := newRig(t)
+	p := parsePod(t, `
+metadata: {name: p, uid: u-1}
+spec:
+  restartPolicy: Never
+  containers: [{name: c, image: "fairlead.test/none:1", imagePullPolicy: Never}]`)
+	g.want(p)
+	key := types.NamespacedName{Namespace: "default", Name: "p"}
+	g.await(key, "it waits", func(s *corev1.PodStatus) bool { return briefAll(s) == "c: waiting(ErrImageNeverPull)" })
+	g.want(deletion(p, 30))
+	g.until("it is finished", patience, func() bool { return g.isFinished("u-1") })
+	if s := g.status(key); s.Phase != corev1.PodFailed || briefAll(&s) != "c: terminated(ContainerStatusUnknown,137)" {
+		t.Errorf("phase %s, %s", s.Phase, briefAll(&s))
+	}
+	g.remove(key)
+}

@@ -13,6 +13,8 @@ const (
 	reasonCreating      = "ContainerCreating"
 	reasonInitializing  = "PodInitializing"
 	reasonStatusUnknown = "ContainerStatusUnknown"
+
+	messageLost = "The container could not be located when the pod was terminated"
 )
 
 type role int
@@ -152,7 +154,7 @@ func (in *Input) state(o *Container) corev1.ContainerState {
 	}
 	return corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
 		ExitCode: 137, Reason: reasonStatusUnknown, ContainerID: in.Runtime + "://" + o.ID,
-		Message: "The container could not be located when the pod was terminated", StartedAt: metav1.NewTime(o.Started),
+		Message: messageLost, StartedAt: metav1.NewTime(o.Started),
 	}}
 }
 

@@ -73,7 +73,11 @@ func phase(pod *corev1.Pod, inits, containers []corev1.ContainerStatus, terminal
 		c := &pod.Spec.Containers[i]
 		t.container(pod, c, find(containers, c.Name))
 	}
-	return t.phase()
+	p := t.phase()
+	if terminal && p != corev1.PodSucceeded {
+		return corev1.PodFailed
+	}
+	return p
 }
 
 func find(all []corev1.ContainerStatus, name string) *corev1.ContainerStatus {

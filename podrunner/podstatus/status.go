@@ -70,6 +70,9 @@ func Make(in *Input) corev1.PodStatus {
 		}
 		s.EphemeralContainerStatuses = in.containers(ephemerals, in.Previous.EphemeralContainerStatuses, ephemeral)
 	}
+	if in.Terminal {
+		in.over(&s)
+	}
 	in.phase(&s)
 	s.Conditions = in.conditions(&s)
 	s.StartTime = in.startTime()
