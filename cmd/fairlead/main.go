@@ -9,14 +9,8 @@ import (
 	"context"
 	"os"
 	"os/signal"
-	"runtime"
 	"syscall"
 )
-
-// Goroutines that enter another network namespace end with their thread. The
-// main thread cannot end: it is for nobody else, so that it stays where
-// /proc/PID/ns/net is looked at.
-func init() { runtime.LockOSThread() }
 
 func main() { os.Exit(mainStatus()) }
 

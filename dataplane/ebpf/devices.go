@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -23,6 +22,7 @@ import (
 
 	"fairlead.dev/bpf"
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nsthread"
 	"fairlead.dev/dataplane/uplink"
 )
 
@@ -92,24 +92,16 @@ func (d *devices) setNode(n dataplane.Node) {
 // run follows the devices. It keeps its thread in their namespace, since a
 // program is attached to an ifindex of the caller's.
 func (d *devices) run(ctx context.Context) {
-	runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
-	// Entering takes CAP_SYS_ADMIN; in a pod of the host's network this thread
-	// is there already.
-	here, err := netns.Get()
-	if err == nil {
-		defer here.Close()
+	if err := nsthread.In(d.ns, func() error {
+		d.uplinks.Watch(ctx, func() {
+			if err := d.reconcile(); err != nil {
+				d.log.Warn("attach packet path", "error", err)
+			}
+		})
+		return nil
+	}); err != nil {
+		d.log.Error("follow devices: those that come later are not attached to", "error", err)
 	}
-	if err != nil || !here.Equal(d.ns) {
-		if err := netns.Set(d.ns); err != nil {
-			d.log.Error("enter network namespace of the devices: those that come later are not attached to", "error", err)
-			return
-		}
-	}
-	d.uplinks.Watch(ctx, func() {
-		if err := d.reconcile(); err != nil {
-			d.log.Warn("attach packet path", "error", err)
-		}
-	})
 }
 
 // reconcile attaches to new devices, changes programs where a device's part

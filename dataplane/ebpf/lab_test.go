@@ -68,7 +68,7 @@ func newLab(t testing.TB) *lab {
 const playsRole = "FAIRLEAD_TEST_ROLE"
 
 // roles are what it does then. What they print is for the test.
-var roles = map[string]func(){"reader": readStdin, "spender": spendThread}
+var roles = map[string]func(){"reader": readStdin}
 
 // TestMain first removes what runs of these tests that were killed left.
 func TestMain(m *testing.M) {

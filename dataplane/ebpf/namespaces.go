@@ -6,12 +6,13 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/dataplane/nsthread"
 )
 
 // namespaces finds the machine's network namespaces: those that a process is in
@@ -25,13 +26,14 @@ type namespaces struct {
 // Namespaces that vanish meanwhile are passed over.
 func (n *namespaces) each(f func()) {
 	seen := map[uint64]string{}
-	onSpentThread(func() {
+	_ = nsthread.Run(func() error {
 		eachNetnsPath(func(path string, inode uint64) bool {
 			if _, again := seen[inode]; !again && inNetns(path, inode, f) {
 				seen[inode] = path
 			}
 			return true
 		})
+		return nil
 	})
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -45,14 +47,14 @@ func (n *namespaces) in(inodes []uint64, f func()) (lost []uint64) {
 	known := maps.Clone(n.paths)
 	n.mu.Unlock()
 	found := map[uint64]string{}
-	onSpentThread(func() {
+	_ = nsthread.Run(func() error {
 		for _, inode := range inodes {
 			if path, ok := known[inode]; !ok || !inNetns(path, inode, f) {
 				lost = append(lost, inode)
 			}
 		}
 		if len(lost) == 0 {
-			return
+			return nil
 		}
 		eachNetnsPath(func(path string, inode uint64) bool {
 			if i := slices.Index(lost, inode); i >= 0 && inNetns(path, inode, f) {
@@ -61,6 +63,7 @@ func (n *namespaces) in(inodes []uint64, f func()) (lost []uint64) {
 			}
 			return len(lost) > 0
 		})
+		return nil
 	})
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -69,22 +72,6 @@ func (n *namespaces) in(inodes []uint64, f func()) (lost []uint64) {
 	}
 	maps.Copy(n.paths, found)
 	return lost
-}
-
-// onSpentThread runs f on a thread that may change its namespace. The main
-// thread would not end with the goroutine, and be the process's namespace.
-func onSpentThread(f func()) {
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			onSpentThread(f) // on another, since this one is taken
-			runtime.UnlockOSThread()
-			return
-		}
-		f() // not unlocked: the thread ends with the goroutine
-	})
-	wg.Wait()
 }
 
 // eachNetnsPath calls f for every path that leads to a network namespace, also

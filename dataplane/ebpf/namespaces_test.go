@@ -3,10 +3,8 @@
 package ebpf
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"slices"
 	"testing"
 
@@ -54,29 +52,5 @@ func TestNamespacesAreEnteredWhereverTheyCanBeFoundNow(t *testing.T) {
 	slices.Sort(all)
 	if !slices.Contains(all, b) || !slices.Contains(all, own) || slices.Contains(all, a) || len(slices.Compact(slices.Clone(all))) != len(all) {
 		t.Errorf("it visited %v, want each once, with %d and %d, and not %d", all, b, own, a)
-	}
-}
-
-// spendThread enters a namespace from the main thread, and says whether that is
-// still where it was.
-func spendThread() {
-	const own = "/proc/self/ns/net"
-	var before, after unix.Stat_t
-	err := unix.Stat(own, &before)
-	onSpentThread(func() { err = errors.Join(err, unix.Unshare(unix.CLONE_NEWNET)) })
-	fmt.Println(errors.Join(err, unix.Stat(own, &after)), after.Ino == before.Ino)
-}
-
-// A main thread does not end with its goroutine: it would keep a pod's
-// namespace for good, and be taken for the agent's own.
-func TestTheMainThreadStaysInItsNamespace(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: a network namespace is made")
-	}
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), playsRole+"=spender", "GOMAXPROCS=1")
-	out, err := cmd.CombinedOutput()
-	if err != nil || string(out) != "<nil> true\n" {
-		t.Errorf("it says %q, %v", out, err)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nsthread"
 )
 
 var (
@@ -39,9 +40,7 @@ type space struct{ file netns.NsHandle }
 func newSpace(t testing.TB) *space {
 	t.Helper()
 	s := &space{file: netns.None()}
-	var err error
-	onSpentThread(func() { s.file, err = netns.New() })
-	if err != nil {
+	if err := nsthread.Run(func() (err error) { s.file, err = netns.New(); return err }); err != nil {
 		t.Fatalf("make network namespace: %v", err)
 	}
 	t.Cleanup(func() { s.file.Close() })
@@ -53,13 +52,7 @@ func (s *space) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid()
 // do runs f in the namespace.
 func (s *space) do(t testing.TB, f func() error) {
 	t.Helper()
-	var err error
-	onSpentThread(func() {
-		if err = netns.Set(s.file); err == nil {
-			err = f()
-		}
-	})
-	if err != nil {
+	if err := nsthread.In(s.file, f); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -326,7 +319,9 @@ func readElsewhere(t *testing.T, fd int) (said func(within time.Duration) string
 	unix.SetNonblock(fd, false)
 	f := os.NewFile(uintptr(fd), "socket")
 	defer f.Close()
-	onSpentThread(func() { said = startReader(t, f) })
+	if err := nsthread.Run(func() error { said = startReader(t, f); return nil }); err != nil {
+		t.Fatal(err)
+	}
 	return said
 }
 

@@ -6,12 +6,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nsthread"
 )
 
 // Check probes what this machine has: it writes rules of each sort in network
@@ -69,22 +67,15 @@ var features = []feature{
 	{"client memory (recent)", recentFeature, "Services with sessionAffinity are not served", false},
 }
 
-// probe commits rules in a network namespace that ends with its thread.
+// probe commits rules in a network namespace that ends with it.
 func probe(f Flavour, v6 bool, rules string) error {
 	if v6 {
 		rules = strings.Replace(rules, "192.0.2.1:80", "[2001:db8::1]:80", 1)
 	}
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("make a network namespace to probe in: %w", err)
-			return
-		}
+	return nsthread.InNew(func() error {
 		t := &tool{flavour: f, v6: v6}
-		done <- t.restore(context.Background(), []byte(rules), DefaultLockWait)
-	}()
-	return <-done
+		return t.restore(context.Background(), []byte(rules), DefaultLockWait)
+	})
 }
 
 func checkVersion(f Flavour, v6 bool) dataplane.CheckResult {

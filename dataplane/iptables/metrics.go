@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nsthread"
 )
 
 // collector lists the rules when Prometheus asks, and at no other time. Service
@@ -45,7 +46,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	var rows []dataplane.CounterRow
 	var drops []dataplane.DropRow
-	err := inNamespace(c.namespace, func() (err error) {
+	err := nsthread.In(c.namespace, func() (err error) {
 		rows, drops, err = counters(context.Background(), c.tools)
 		return err
 	})

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 
 	"github.com/google/nftables"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nsthread"
 )
 
 // haveIPVS asks for the netlink family that IPVS is spoken to by. Before Linux
@@ -39,12 +39,13 @@ func Check(o Options) []dataplane.CheckResult {
 	ipvsErr := haveIPVS()
 	out := []dataplane.CheckResult{dataplane.Checked("IPVS", "netlink family IPVS", ipvsErr, "this dataplane can't work", true)}
 	var scheduler, dummy, rules error
-	err := inNewNamespace(func() {
+	err := nsthread.InNew(func() error {
 		if ipvsErr == nil {
 			scheduler = tryScheduler(o)
 		}
 		dummy = tryDevice()
 		rules = tryTable(o)
+		return nil
 	})
 	if err != nil {
 		return append(out, dataplane.Checked("network namespace", "made for a trial", err, "the rest can't be told", true))
@@ -61,22 +62,6 @@ func Check(o Options) []dataplane.CheckResult {
 		}
 	}
 	return append(out, dataplane.CheckForwarding()...)
-}
-
-// inNewNamespace runs f on a thread of its own, which ends with it, in a
-// network namespace that ends with that.
-func inNewNamespace(f func()) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("make a network namespace: %w", err)
-			return
-		}
-		f()
-		done <- nil
-	}()
-	return <-done
 }
 
 func tryScheduler(o Options) error {
