@@ -51,11 +51,12 @@ func (w *worker) end(ctx context.Context) (next time.Time, done bool) {
 		w.r.log.Warn("end a Pod", "pod", w.key, "error", err)
 		return w.retry(), false
 	}
-	if w.admitted.Swap(nil) != nil {
+	freed := w.admitted.Swap(nil) != nil
+	w.terminal = true
+	w.report() // before others are told: it is its phase that says it takes no room
+	if freed {
 		w.r.roomFreed()
 	}
-	w.terminal = true
-	w.report()
 	if err := w.clean(ctx); err != nil {
 		if ctx.Err() == nil {
 			w.r.log.Warn("clean up after a Pod", "pod", w.key, "error", err)

@@ -31,6 +31,7 @@ func (w *worker) grant() {
 	}
 	w.r.admitMu.Lock()
 	defer w.r.admitMu.Unlock()
+	w.deferred.Store(true) // before room is counted, so that what comes meanwhile is heard of
 	why := w.r.o.Admit(w.wanted, w.r.others(w.uid))
 	fixed := podspec.QOS(old) != podspec.QOS(w.wanted) // the cgroup is in the class's
 	if fixed {

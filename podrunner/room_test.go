@@ -3,12 +3,14 @@
 package podrunner
 
 import (
+	"sync/atomic"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
 
+	"fairlead.dev/podrunner/cri"
 	"fairlead.dev/podrunner/podspec"
 )
 
@@ -52,4 +54,75 @@ spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: IMAGE, ar
 		s := g.status(p)
 		return s.ContainerStatuses[0].AllocatedResources.Memory().String() == "192Mi" && condition(&s, corev1.PodResizePending) == ""
 	})
+}
+
+// waiting is a worker of a Pod, without its loop, that the Runner knows.
+func (g *rig) waiting(name, memory string) *worker {
+	p := parsePod(g.t, `
+metadata: {name: `+name+`, uid: u-`+name+`}
+spec: {containers: [{name: c, image: IMAGE, resources: {requests: {memory: `+memory+`}}}]}`)
+	w := g.r.newWorker(p.UID, types.NamespacedName{Namespace: p.Namespace, Name: name})
+	w.set(p, true)
+	<-w.waker
+	w.inbox.listed = new(cri.Listed)
+	w.wanted, w.pod = p, p
+	w.admitted.Store(p)
+	g.r.mu.Lock()
+	defer g.r.mu.Unlock()
+	g.r.workers[p.UID] = w
+	return w
+}
+
+func TestWhoIsToldOfRoomFindsIt(t *testing.T) {
+	var looks atomic.Value // what is looked at while a Pod ends
+	looks.Store(func() {})
+	g := newRig(t, func(o *Options) {
+		facts := o.Facts
+		o.Admit, o.Facts = room, func() podspec.Facts { looks.Load().(func())(); return facts() }
+	})
+	g.until("it runs", patience, func() bool { return g.r.Runtime() != nil })
+	p, other := g.waiting("p", "128Mi"), g.waiting("other", "128Mi")
+	p.deferred.Store(true)
+	looks.Store(func() {
+		if len(p.waker) > 0 && len(g.r.others(p.uid)) > 0 {
+			t.Error("a Pod that waits for room was told of some, and the one that ended still takes it")
+		}
+	})
+	if _, done := other.end(t.Context()); done || len(p.waker) != 1 || len(g.r.others(p.uid)) > 0 {
+		t.Errorf("after the end: done %v, told %d times, others %v", done, len(p.waker), g.r.others(p.uid))
+	}
+	looks.Store(func() {})
+	g.forgetWorkers(p, other)
+}
+
+func TestRoomThatComesWhileItIsLookedForIsHeardOf(t *testing.T) {
+	var other *worker
+	g := newRig(t, func(o *Options) {
+		o.Admit = func(p *corev1.Pod, others []*corev1.Pod) *podspec.Refused {
+			why := room(p, others)
+			if len(others) > 0 { // it ends when its room was counted
+				other.admitted.Store(nil)
+				other.r.roomFreed()
+			}
+			return why
+		}
+	})
+	g.until("it runs", patience, func() bool { return g.r.Runtime() != nil })
+	p := g.waiting("p", "64Mi")
+	other = g.waiting("other", "128Mi")
+	p.wanted = p.pod.DeepCopy()
+	p.wanted.Spec.Containers[0].Resources.Requests[corev1.ResourceMemory] = resource.MustParse("192Mi")
+	if p.grant(); !p.deferred.Load() || len(p.waker) != 1 {
+		t.Errorf("it waits: %v, and is to look again: %v", p.deferred.Load(), len(p.waker) == 1)
+	}
+	g.forgetWorkers(p, other)
+}
+
+// forgetWorkers takes out what has no loop to end it.
+func (g *rig) forgetWorkers(workers ...*worker) {
+	g.r.mu.Lock()
+	defer g.r.mu.Unlock()
+	for _, w := range workers {
+		delete(g.r.workers, w.uid)
+	}
 }
