@@ -97,7 +97,7 @@ func (g *rig) run() {
 			if err != nil {
 				g.t.Errorf("Run: %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			g.t.Error("Run does not return")
 		}
 	}

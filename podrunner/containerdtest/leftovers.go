@@ -96,27 +96,29 @@ func CgroupMounts() (mounts []string) {
 	return mounts
 }
 
-// Leftovers are mounts, links, network namespaces, cgroups and processes that
-// were not there before the Runtime. It waits for up to a second, since the
-// kernel takes some of them apart behind the back of who asked for it.
-func (r *Runtime) Leftovers() (left []string) {
-	for range 100 {
-		now, err := takeSnapshot(r.CgroupRoot)
-		if err != nil {
-			return []string{err.Error()}
+// leftovers are mounts, links, network namespaces, cgroups and processes that
+// were not there before the Runtime.
+func (r *Runtime) leftovers() (left []string) {
+	now, err := takeSnapshot(r.CgroupRoot)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for what := range now {
+		if _, ok := r.before[what]; !ok {
+			left = append(left, what)
 		}
-		left = left[:0]
-		for what := range now {
-			if _, ok := r.before[what]; !ok {
-				left = append(left, what)
-			}
-		}
-		if len(left) == 0 {
-			return nil
-		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	return left
+}
+
+// awaitNoLeftovers gives those that stay. It is patient, since the kernel takes
+// some of them apart behind the back of who asked for it, and machines are slow.
+func (r *Runtime) awaitNoLeftovers() (left []string) {
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if left = r.leftovers(); len(left) == 0 || time.Now().After(end) {
+			return left
+		}
+	}
 }
 
 // Close removes all sandboxes, ends the daemon, and returns an error for each
@@ -140,7 +142,7 @@ func (r *Runtime) Close() (errs []error) {
 	case <-time.After(10 * time.Second):
 		r.Kill()
 	}
-	for _, what := range r.Leftovers() {
+	for _, what := range r.awaitNoLeftovers() {
 		errs = append(errs, fmt.Errorf("left behind: %s", what))
 	}
 	dirs := cgroupDirs(r.CgroupRoot)

@@ -160,7 +160,7 @@ func (r *Runtime) Launch() error {
 		_ = cmd.Wait()
 		close(ended)
 	}(r.ended)
-	if err := r.await(20 * time.Second); err != nil {
+	if err := r.await(time.Minute); err != nil {
 		return fmt.Errorf("%w; its log ends: %s", err, r.Log(2000))
 	}
 	return nil

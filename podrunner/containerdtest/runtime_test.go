@@ -23,7 +23,7 @@ func TestAContainerRunsAndLeavesNothing(t *testing.T) {
 	}
 	defer conn.Close()
 	client := runtimeapi.NewRuntimeServiceClient(conn)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 
 	sandbox := &runtimeapi.PodSandboxConfig{
@@ -48,7 +48,7 @@ func TestAContainerRunsAndLeavesNothing(t *testing.T) {
 	if _, err := client.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
 		t.Fatalf("start the container: %v; %s", err, r.Log(2000))
 	}
-	left := strings.Join(r.Leftovers(), "\n")
+	left := strings.Join(r.leftovers(), "\n")
 	for _, want := range []string{"mount ", "link veth", "network namespace ", "cgroup ", "process containerd-shim", "process guest"} {
 		if !strings.Contains(left, want) {
 			t.Errorf("the leak check does not see the running Pod's %q; it sees:\n%s", want, left)

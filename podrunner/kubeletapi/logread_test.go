@@ -133,6 +133,16 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
+// shows waits until what was written ends so.
+func shows(t *testing.T, out *syncBuffer, want string) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !strings.HasSuffix(out.String(), want); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within a minute: %s", firstDifference(out.String(), want))
+		}
+	}
+}
+
 // TestNoLineIsLostWhenALogIsRotated writes as the runtime does, entries in
 // pieces, and moves the file away as the housekeeper does, while it is followed.
 func TestNoLineIsLostWhenALogIsRotated(t *testing.T) {
@@ -178,8 +188,8 @@ func TestNoLineIsLostWhenALogIsRotated(t *testing.T) {
 			if f, err = os.Create(path); err != nil {
 				t.Fatal(err)
 			}
-			// Longer than two looks of the reader: rotations come seconds apart.
-			time.Sleep(2*followMost + 50*time.Millisecond)
+			// Rotations come seconds apart: the reader is not two of them behind.
+			shows(t, &out, want.String())
 		}
 	}
 	f.Close()
@@ -218,7 +228,7 @@ func TestWhoFollowsALogMayLeave(t *testing.T) {
 		if err == nil {
 			t.Error("the log is said to have ended")
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("it still follows")
 	}
 }
@@ -233,9 +243,7 @@ func TestALogThatWasCutIsReadFromItsStart(t *testing.T) {
 	go func() {
 		done <- ReadLog(t.Context(), path, o, &out, func() {}, func(context.Context) (bool, error) { return !ended.Load(), nil })
 	}()
-	for deadline := time.Now().Add(5 * time.Second); !strings.Contains(out.String(), "six") && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
+	shows(t, &out, "spaces \n")
 	if err := os.Truncate(path, 0); err != nil {
 		t.Fatal(err)
 	}

@@ -36,6 +36,7 @@ type fakeAPI struct {
 	asked    map[string]int // by verb and path
 	services []corev1.Service
 	life     time.Duration // of tokens
+	now      time.Time     // there; zero: the real time
 }
 
 func newFakeAPI(t *testing.T) (*fakeAPI, *API) {
@@ -162,8 +163,26 @@ func (f *fakeAPI) token(w http.ResponseWriter, r *http.Request) {
 	if t.Spec.ExpirationSeconds != nil {
 		life = time.Duration(*t.Spec.ExpirationSeconds) * time.Second
 	}
-	t.Status.ExpirationTimestamp = metav1.NewTime(time.Now().Add(life))
+	t.Status.ExpirationTimestamp = metav1.NewTime(f.clock().Add(life))
 	f.answer(w, t)
+}
+
+// clock is the time there.
+func (f *fakeAPI) clock() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.now.IsZero() {
+		return time.Now()
+	}
+	return f.now
+}
+
+// pass has time pass.
+func (f *fakeAPI) pass(d time.Duration) {
+	now := f.clock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.now = now.Add(d)
 }
 
 // set makes or changes a Secret; immutable ones are so from then on.

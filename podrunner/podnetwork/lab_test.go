@@ -145,12 +145,12 @@ func (s *space) whoAmI(port int) {
 func (s *space) ask(to netip.Addr) string {
 	var answer string
 	err := s.do(func() error {
-		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(to, 80).String(), 2*time.Second)
+		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(to, 80).String(), 20*time.Second)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 		b, err := io.ReadAll(c)
 		answer = string(b)
 		return err

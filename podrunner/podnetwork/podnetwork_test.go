@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func needs(t *testing.T) {
@@ -79,9 +80,8 @@ func TestPodsReachOneAnotherAndTheWorld(t *testing.T) {
 		}
 	}
 	// An address of a Pod that is not there: an answer, not a walk.
-	started := time.Now()
-	if got := two.pod.ask(netip.MustParseAddr("10.244.1.200")); !strings.Contains(got, "error") || time.Since(started) > time.Second {
-		t.Errorf("a Pod that is not there answers %s after %v", got, time.Since(started))
+	if got, want := two.pod.ask(netip.MustParseAddr("10.244.1.200")), unix.EHOSTUNREACH.Error(); !strings.Contains(got, want) {
+		t.Errorf("a Pod that is not there answers %s, want %s", got, want)
 	}
 	two.pod.must(func() error {
 		l, err := netlink.LinkByName("eth0")
@@ -112,7 +112,6 @@ func TestRoutesFollowTheNodesAndComeBack(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- one.network.Run(ctx) }()
-	time.Sleep(200 * time.Millisecond)
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -121,7 +120,7 @@ func TestRoutesFollowTheNodesAndComeBack(t *testing.T) {
 	}()
 	becomes := func(what string, want map[string]string) {
 		t.Helper()
-		deadline := time.Now().Add(5 * time.Second)
+		deadline := time.Now().Add(20 * time.Second)
 		for {
 			got := one.routes()
 			if cmp.Diff(want, got) == "" {
@@ -133,13 +132,16 @@ func TestRoutesFollowTheNodesAndComeBack(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	// Something removes a route.
-	started := time.Now()
-	if err := one.network.handle.RouteDel(route{netip.MustParsePrefix("10.244.2.0/24"), nodeTwo.Addresses[0]}.message()); err != nil {
-		t.Fatal(err)
+	// Something removes a route. The first two times it may be the start of Run,
+	// or of the watch, that sees it: the third time only the watch can.
+	for range 3 {
+		started := time.Now()
+		if err := one.network.handle.RouteDel(route{netip.MustParsePrefix("10.244.2.0/24"), nodeTwo.Addresses[0]}.message()); err != nil {
+			t.Fatal(err)
+		}
+		becomes("a route was removed", want)
+		t.Logf("a route that was removed was back after %v", time.Since(started).Round(time.Microsecond))
 	}
-	becomes("a route was removed", want)
-	t.Logf("a route that was removed was back after %v", time.Since(started).Round(time.Microsecond))
 	// The node gets other addresses.
 	moved := nodeTwo
 	moved.Addresses = addrs("10.0.0.22", "fd00::22")
