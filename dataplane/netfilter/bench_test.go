@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // fakeFlow is a flow that a test tells the kernel, without packets.
@@ -31,16 +32,16 @@ func createFlow(s *socket, f fakeFlow) error {
 	for kind, t := range map[uint16]tuple{ctaTupleOrig: f.orig, ctaTupleReply: f.reply} {
 		b = nested(b, kind, encodeTuple(t))
 	}
-	b = appendAttribute(b, ctaTimeout, binary.BigEndian.AppendUint32(nil, fakeTimeoutSeconds))
+	b = nfnetlink.AppendAttribute(b, ctaTimeout, binary.BigEndian.AppendUint32(nil, fakeTimeoutSeconds))
 	if f.assured {
-		b = appendAttribute(b, ctaStatus, binary.BigEndian.AppendUint32(nil, statusConfirmed|statusSeenReply|statusAssured))
+		b = nfnetlink.AppendAttribute(b, ctaStatus, binary.BigEndian.AppendUint32(nil, statusConfirmed|statusSeenReply|statusAssured))
 	}
 	if f.orig.protocol == dataplane.TCP {
-		state := appendAttribute(nil, ctaProtoState, []byte{tcpEstablished})
+		state := nfnetlink.AppendAttribute(nil, ctaProtoState, []byte{tcpEstablished})
 		b = nested(b, ctaProtoInfo, nested(nil, ctaProtoInfoTCP, state))
 	}
 	if f.zone != 0 {
-		b = appendAttribute(b, ctaZone, binary.BigEndian.AppendUint16(nil, f.zone))
+		b = nfnetlink.AppendAttribute(b, ctaZone, binary.BigEndian.AppendUint16(nil, f.zone))
 	}
 	err := s.ask(commandNew, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, familyOf(f.orig.to.Addr()), b, nil)
 	if err != nil {
@@ -54,10 +55,10 @@ func encodeTuple(t tuple) []byte {
 	if t.to.Addr().Is6() {
 		src, dst = ctaIPv6Src, ctaIPv6Dst
 	}
-	ip := appendAttribute(appendAttribute(nil, src, t.from.Addr().AsSlice()), dst, t.to.Addr().AsSlice())
-	proto := appendAttribute(nil, ctaProtoNum, []byte{uint8(t.protocol)})
-	proto = appendAttribute(proto, ctaProtoSrcPort, binary.BigEndian.AppendUint16(nil, t.from.Port()))
-	proto = appendAttribute(proto, ctaProtoDstPort, binary.BigEndian.AppendUint16(nil, t.to.Port()))
+	ip := nfnetlink.AppendAttribute(nfnetlink.AppendAttribute(nil, src, t.from.Addr().AsSlice()), dst, t.to.Addr().AsSlice())
+	proto := nfnetlink.AppendAttribute(nil, ctaProtoNum, []byte{uint8(t.protocol)})
+	proto = nfnetlink.AppendAttribute(proto, ctaProtoSrcPort, binary.BigEndian.AppendUint16(nil, t.from.Port()))
+	proto = nfnetlink.AppendAttribute(proto, ctaProtoDstPort, binary.BigEndian.AppendUint16(nil, t.to.Port()))
 	return nested(nested(nil, ctaTupleIP, ip), ctaTupleProto, proto)
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 func TestFlowsAreListedWithWhatTheyAre(t *testing.T) {
@@ -89,7 +90,7 @@ func TestLookupFindsTheServiceOfAFrontend(t *testing.T) {
 // not known here.
 func FuzzDecode(f *testing.F) {
 	ip := encodeTuple(tuple{netip.MustParseAddrPort("192.0.2.10:1"), netip.MustParseAddrPort("10.96.0.10:53"), dataplane.UDP})
-	f.Add(nested(nested(make([]byte, nfgenmsgBytes), ctaTupleOrig, ip), ctaTupleReply, ip))
+	f.Add(nested(nested(make([]byte, nfnetlink.HeaderBytes), ctaTupleOrig, ip), ctaTupleReply, ip))
 	f.Add([]byte{2, 0, 0, 0, 3, 0, 1, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var fl flow

@@ -4,19 +4,16 @@ package netfilter
 
 import (
 	"encoding/binary"
-	"iter"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // Numbers of linux/netfilter/nfnetlink_conntrack.h and nf_conntrack_common.h.
 const (
-	nfgenmsgBytes = 4
-	nlaTypeMask   = 1<<14 - 1 // linux/netlink.h; above it are flags
-
 	commandGet    = 1 // IPCTNL_MSG_CT_GET
 	commandDelete = 2 // IPCTNL_MSG_CT_DELETE
 
@@ -81,43 +78,27 @@ func (f *flow) frontend() dataplane.FrontendKey {
 	return dataplane.FrontendKey{Address: f.orig.to.Addr(), Port: f.orig.to.Port(), Protocol: f.orig.protocol}
 }
 
-// attributes walks attributes; what is cut short ends it.
-func attributes(b []byte) iter.Seq2[uint16, []byte] {
-	return func(yield func(uint16, []byte) bool) {
-		for len(b) >= unix.NLA_HDRLEN {
-			size := int(binary.NativeEndian.Uint16(b))
-			if size < unix.NLA_HDRLEN || size > len(b) {
-				return
-			}
-			if !yield(binary.NativeEndian.Uint16(b[2:])&nlaTypeMask, b[unix.NLA_HDRLEN:size]) {
-				return
-			}
-			b = b[min(len(b), (size+3)&^3):]
-		}
-	}
-}
-
 // decode reads an entry from a message of the kernel, with its nfgenmsg. It
 // reports whether both directions were there.
 func decode(payload []byte, f *flow) bool {
 	*f = flow{}
-	if len(payload) < nfgenmsgBytes {
+	if len(payload) < nfnetlink.HeaderBytes {
 		return false
 	}
-	for kind, v := range attributes(payload[nfgenmsgBytes:]) {
+	for kind, v := range nfnetlink.Attributes(payload[nfnetlink.HeaderBytes:]) {
 		switch kind {
 		case ctaTupleOrig:
 			f.orig = decodeTuple(v)
 		case ctaTupleReply:
 			f.reply, f.replyRaw = decodeTuple(v), v
 		case ctaStatus:
-			f.status = be32(v)
+			f.status = nfnetlink.Uint32(v)
 		case ctaTimeout:
-			f.timeout = be32(v)
+			f.timeout = nfnetlink.Uint32(v)
 		case ctaProtoInfo:
 			f.state = decodeState(v)
 		case ctaTimestamp:
-			for kind, v := range attributes(v) {
+			for kind, v := range nfnetlink.Attributes(v) {
 				if kind == ctaTimestampStart && len(v) == 8 {
 					f.start = binary.BigEndian.Uint64(v)
 				}
@@ -134,8 +115,8 @@ func decode(payload []byte, f *flow) bool {
 func decodeTuple(b []byte) (t tuple) {
 	var from, to netip.Addr
 	var fromPort, toPort uint16
-	for kind, v := range attributes(b) {
-		for inner, v := range attributes(v) {
+	for kind, v := range nfnetlink.Attributes(b) {
+		for inner, v := range nfnetlink.Attributes(v) {
 			switch {
 			case kind == ctaTupleIP && (inner == ctaIPv4Src || inner == ctaIPv6Src):
 				from, _ = netip.AddrFromSlice(v)
@@ -155,11 +136,11 @@ func decodeTuple(b []byte) (t tuple) {
 }
 
 func decodeState(b []byte) uint8 {
-	for kind, v := range attributes(b) {
+	for kind, v := range nfnetlink.Attributes(b) {
 		if kind != ctaProtoInfoTCP && kind != ctaProtoInfoSCTP {
 			continue
 		}
-		for kind, v := range attributes(v) {
+		for kind, v := range nfnetlink.Attributes(v) {
 			if kind == ctaProtoState && len(v) == 1 {
 				return v[0]
 			}
@@ -168,26 +149,8 @@ func decodeState(b []byte) uint8 {
 	return 0
 }
 
-func be32(v []byte) uint32 {
-	if len(v) != 4 {
-		return 0
-	}
-	return binary.BigEndian.Uint32(v)
-}
-
-// appendAttribute appends one attribute, padded.
-func appendAttribute(b []byte, kind uint16, value []byte) []byte {
-	b = binary.NativeEndian.AppendUint16(b, uint16(unix.NLA_HDRLEN+len(value)))
-	b = binary.NativeEndian.AppendUint16(b, kind)
-	b = append(b, value...)
-	for len(b)%4 != 0 {
-		b = append(b, 0)
-	}
-	return b
-}
-
 func nested(b []byte, kind uint16, value []byte) []byte {
-	return appendAttribute(b, kind|unix.NLA_F_NESTED, value)
+	return nfnetlink.AppendAttribute(b, kind|unix.NLA_F_NESTED, value)
 }
 
 // familyOf is NFPROTO_IPV4 or NFPROTO_IPV6.
@@ -216,25 +179,25 @@ type selection struct {
 func (s selection) encode() []byte {
 	var b []byte
 	if s.opening {
-		b = appendAttribute(b, ctaStatus, []byte{0, 0, 0, 0})
-		b = appendAttribute(b, ctaStatusMask, binary.BigEndian.AppendUint32(nil, statusAssured))
+		b = nfnetlink.AppendAttribute(b, ctaStatus, []byte{0, 0, 0, 0})
+		b = nfnetlink.AppendAttribute(b, ctaStatusMask, binary.BigEndian.AppendUint32(nil, statusAssured))
 	}
 	if s.protocol == 0 {
 		return b
 	}
 	flags := uint32(filterProtoNum)
-	proto := appendAttribute(nil, ctaProtoNum, []byte{uint8(s.protocol)})
+	proto := nfnetlink.AppendAttribute(nil, ctaProtoNum, []byte{uint8(s.protocol)})
 	if s.port != 0 {
 		flags |= filterProtoDstPort
-		proto = appendAttribute(proto, ctaProtoDstPort, binary.BigEndian.AppendUint16(nil, s.port))
+		proto = nfnetlink.AppendAttribute(proto, ctaProtoDstPort, binary.BigEndian.AppendUint16(nil, s.port))
 	}
 	var ip []byte
 	if s.address.Is4() {
 		flags |= filterIPDst
-		ip = appendAttribute(nil, ctaIPv4Dst, s.address.AsSlice())
+		ip = nfnetlink.AppendAttribute(nil, ctaIPv4Dst, s.address.AsSlice())
 	}
 	b = nested(b, ctaTupleOrig, nested(nested(nil, ctaTupleIP, ip), ctaTupleProto, proto))
-	return nested(b, ctaFilter, appendAttribute(nil, ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, flags)))
+	return nested(b, ctaFilter, nfnetlink.AppendAttribute(nil, ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, flags)))
 }
 
 // selects reports whether a kernel that follows the selection may send f.

@@ -6,9 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"iter"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // socket speaks nfnetlink (linux/netfilter/nfnetlink.h). Answers are handed
@@ -79,7 +80,7 @@ func (s *socket) ask(command uint8, flags uint16, family uint8, attributes []byt
 }
 
 func (s *socket) send(command uint8, flags uint16, family uint8, attributes []byte) error {
-	b := make([]byte, 0, unix.NLMSG_HDRLEN+nfgenmsgBytes+len(attributes))
+	b := make([]byte, 0, unix.NLMSG_HDRLEN+nfnetlink.HeaderBytes+len(attributes))
 	b = binary.NativeEndian.AppendUint32(b, uint32(cap(b)))
 	b = binary.NativeEndian.AppendUint16(b, unix.NFNL_SUBSYS_CTNETLINK<<8|uint16(command))
 	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|flags)
@@ -96,52 +97,27 @@ func (s *socket) send(command uint8, flags uint16, family uint8, attributes []by
 // split walks the messages of one datagram and reports whether the answer to
 // the last request is complete.
 func (s *socket) split(b []byte, each func(payload []byte)) (done bool, err error) {
-	for m := range messages(b) {
+	for m, err := range nfnetlink.Messages(b) {
 		switch {
-		case m.header == nil:
-			return true, fmt.Errorf("netfilter sent a message of %d bytes in %d", m.size, len(m.payload))
-		case binary.NativeEndian.Uint32(m.header[8:]) != s.seq: // the rest of an answer that was given up
+		case err != nil:
+			return true, err
+		case m.Sequence != s.seq: // the rest of an answer that was given up
 			continue
 		}
-		switch binary.NativeEndian.Uint16(m.header[4:]) {
+		switch m.Kind {
 		case unix.NLMSG_ERROR, unix.NLMSG_DONE:
-			if len(m.payload) < 4 {
+			if len(m.Payload) < 4 {
 				return true, nil
 			}
-			if code := int32(binary.NativeEndian.Uint32(m.payload)); code < 0 {
+			if code := int32(binary.NativeEndian.Uint32(m.Payload)); code < 0 {
 				return true, unix.Errno(-code)
 			}
 			return true, nil
 		default:
 			if each != nil {
-				each(m.payload)
+				each(m.Payload)
 			}
 		}
 	}
 	return false, nil
-}
-
-// message is one of a datagram's. Without a header it is what is left when a
-// message claims a size that cannot be.
-type message struct {
-	header, payload []byte
-	size            int
-}
-
-// messages walks the messages of one datagram (struct nlmsghdr, linux/netlink.h).
-func messages(b []byte) iter.Seq[message] {
-	return func(yield func(message) bool) {
-		for len(b) >= unix.NLMSG_HDRLEN {
-			size := int(binary.NativeEndian.Uint32(b))
-			if size < unix.NLMSG_HDRLEN || size > len(b) {
-				yield(message{payload: b, size: size})
-				return
-			}
-			m := message{b[:unix.NLMSG_HDRLEN], b[unix.NLMSG_HDRLEN:size], size}
-			b = b[min(len(b), (size+3)&^3):]
-			if !yield(m) {
-				return
-			}
-		}
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // exactMost is up to how many ports of one family and protocol are asked for
@@ -169,10 +170,10 @@ func (c *Conntrack) read(s selection, terms []byte, each func(*flow)) error {
 func (c *Conntrack) delete(f *flow) error {
 	b := nested(make([]byte, 0, 128), ctaTupleReply, f.replyRaw)
 	if f.zoneRaw != nil {
-		b = appendAttribute(b, ctaZone, f.zoneRaw)
+		b = nfnetlink.AppendAttribute(b, ctaZone, f.zoneRaw)
 	}
 	if f.idRaw != nil {
-		b = appendAttribute(b, ctaID, f.idRaw)
+		b = nfnetlink.AppendAttribute(b, ctaID, f.idRaw)
 	}
 	return c.deletes.ask(commandDelete, unix.NLM_F_ACK, familyOf(f.orig.to.Addr()), b, nil)
 }

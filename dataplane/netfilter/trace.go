@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // Tracer listens to the kernel's conntrack: each flow that it begins to know
@@ -111,8 +112,8 @@ func asked(o dataplane.TraceOptions, service, portName string) bool {
 // eachNewFlow decodes the events of one datagram.
 func eachNewFlow(b []byte, each func(*flow)) {
 	var f flow
-	for m := range messages(b) {
-		if m.header != nil && m.header[5] == unix.NFNL_SUBSYS_CTNETLINK && decode(m.payload, &f) {
+	for m, err := range nfnetlink.Messages(b) {
+		if err == nil && m.Kind>>8 == unix.NFNL_SUBSYS_CTNETLINK && decode(m.Payload, &f) {
 			each(&f)
 		}
 	}

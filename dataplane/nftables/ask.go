@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // slotsAsk are the slots of a Frontend in the kernel.
@@ -221,7 +222,7 @@ func (q *question) flush() error {
 				}
 				return nil
 			}
-			for _, one := range attributes(attribute(payload[nfgenmsgBytes:], unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
+			for _, one := range nfnetlink.Attributes(attribute(payload[nfnetlink.HeaderBytes:], unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
 				e.decode(one)
 				q.see(sets[i], &e)
 			}

@@ -7,6 +7,8 @@ import (
 	"math"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // element is one of a set, in either direction. Its slices are valid as long
@@ -137,7 +139,7 @@ func (s *socket) listElements(f *family, set setID, each func(*element)) error {
 		m.text(unix.NFTA_SET_ELEM_LIST_TABLE, f.table)
 		m.text(unix.NFTA_SET_ELEM_LIST_SET, set.String())
 	}, func(attrs []byte) {
-		for _, list := range attributes(attribute(attrs, unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
+		for _, list := range nfnetlink.Attributes(attribute(attrs, unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
 			e.decode(list)
 			each(&e)
 		}
@@ -147,7 +149,7 @@ func (s *socket) listElements(f *family, set setID, each func(*element)) error {
 // decode reads an element. Its comment is left in data form: see commentBytes.
 func (e *element) decode(b []byte) {
 	*e = element{}
-	for kind, v := range attributes(b) {
+	for kind, v := range nfnetlink.Attributes(b) {
 		switch kind {
 		case unix.NFTA_SET_ELEM_KEY:
 			e.key = attribute(v, unix.NFTA_DATA_VALUE)

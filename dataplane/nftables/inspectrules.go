@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // readRules reads what decides beside Frontends: which sources are internal is
@@ -52,11 +53,11 @@ func (l *look) readRules(in *dataplane.Inspection) error {
 func (f *family) sourceOf(expressions []byte) (p netip.Prefix, ok bool) {
 	var address []byte
 	length, step := f.addressBytes*8, 0
-	for _, e := range attributes(expressions) {
+	for _, e := range nfnetlink.Attributes(expressions) {
 		name, data := cString(attribute(e, unix.NFTA_EXPR_NAME)), attribute(e, unix.NFTA_EXPR_DATA)
 		switch {
-		case step == 0 && name == "payload" && be32(attribute(data, unix.NFTA_PAYLOAD_OFFSET)) == f.offsetSource &&
-			be32(attribute(data, unix.NFTA_PAYLOAD_BASE)) == unix.NFT_PAYLOAD_NETWORK_HEADER:
+		case step == 0 && name == "payload" && nfnetlink.Uint32(attribute(data, unix.NFTA_PAYLOAD_OFFSET)) == f.offsetSource &&
+			nfnetlink.Uint32(attribute(data, unix.NFTA_PAYLOAD_BASE)) == unix.NFT_PAYLOAD_NETWORK_HEADER:
 			step = 1
 		case step == 1 && name == "bitwise":
 			length = 0

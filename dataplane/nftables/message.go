@@ -4,14 +4,10 @@ package nftables
 
 import (
 	"encoding/binary"
-	"iter"
 
 	"golang.org/x/sys/unix"
-)
 
-const (
-	nfgenmsgBytes = 4
-	nlaTypeMask   = 1<<14 - 1 // linux/netlink.h; above it are flags
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // messages are netlink messages to nf_tables, one after the other.
@@ -55,10 +51,7 @@ func (m *messages) unnest(at int) {
 }
 
 func (m *messages) bytes(kind uint16, v []byte) {
-	m.b = binary.NativeEndian.AppendUint16(m.b, uint16(unix.NLA_HDRLEN+len(v)))
-	m.b = binary.NativeEndian.AppendUint16(m.b, kind)
-	m.b = append(m.b, v...)
-	m.pad()
+	m.b = nfnetlink.AppendAttribute(m.b, kind, v)
 }
 
 func (m *messages) text(kind uint16, v string) {
@@ -81,37 +74,14 @@ func (m *messages) pad() {
 	}
 }
 
-// attributes walks attributes; what is cut short ends it.
-func attributes(b []byte) iter.Seq2[uint16, []byte] {
-	return func(yield func(uint16, []byte) bool) {
-		for len(b) >= unix.NLA_HDRLEN {
-			size := int(binary.NativeEndian.Uint16(b))
-			if size < unix.NLA_HDRLEN || size > len(b) {
-				return
-			}
-			if !yield(binary.NativeEndian.Uint16(b[2:])&nlaTypeMask, b[unix.NLA_HDRLEN:size]) {
-				return
-			}
-			b = b[min(len(b), (size+3)&^3):]
-		}
-	}
-}
-
 // attribute is the value of the first attribute of a kind, nil without one.
 func attribute(b []byte, kind uint16) []byte {
-	for k, v := range attributes(b) {
+	for k, v := range nfnetlink.Attributes(b) {
 		if k == kind {
 			return v
 		}
 	}
 	return nil
-}
-
-func be32(v []byte) uint32 {
-	if len(v) != 4 {
-		return 0
-	}
-	return binary.BigEndian.Uint32(v)
 }
 
 // cString is a string up to its NUL.

@@ -8,6 +8,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // errInterrupted is a listing during which the rule set changed.
@@ -137,7 +139,7 @@ func describe(b []byte, sequence uint32) string {
 		end := at + int(binary.NativeEndian.Uint32(b[at:]))
 		family := map[uint8]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6"}[b[at+unix.NLMSG_HDRLEN]]
 		// All these messages have the table first and a name after it.
-		attrs := b[at+unix.NLMSG_HDRLEN+nfgenmsgBytes : end]
+		attrs := b[at+unix.NLMSG_HDRLEN+nfnetlink.HeaderBytes : end]
 		table, name := cString(attribute(attrs, 1)), attribute(attrs, 2)
 		if kind&0xff == unix.NFT_MSG_NEWCHAIN || kind&0xff == unix.NFT_MSG_DELCHAIN {
 			name = attribute(attrs, unix.NFTA_CHAIN_NAME)
@@ -156,15 +158,13 @@ func (s *socket) receive(each func(kind, flags uint16, sequence uint32, payload 
 	if err != nil {
 		return fmt.Errorf("receive from netlink: %w", err)
 	}
-	for b := s.buffer[:n]; len(b) >= unix.NLMSG_HDRLEN; {
-		size := int(binary.NativeEndian.Uint32(b))
-		if size < unix.NLMSG_HDRLEN || size > len(b) {
-			return errors.New("receive from netlink: a message is cut short")
+	for m, err := range nfnetlink.Messages(s.buffer[:n]) {
+		if err == nil {
+			err = each(m.Kind, m.Flags, m.Sequence, m.Payload)
 		}
-		if err := each(binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint16(b[6:]), binary.NativeEndian.Uint32(b[8:]), b[unix.NLMSG_HDRLEN:size]); err != nil {
+		if err != nil {
 			return err
 		}
-		b = b[min(len(b), (size+3)&^3):]
 	}
 	return nil
 }
@@ -199,8 +199,8 @@ func (s *socket) list(kind uint16, family uint8, request func(*messages), each f
 					}
 				}
 			default:
-				if len(payload) >= nfgenmsgBytes {
-					each(payload[nfgenmsgBytes:])
+				if len(payload) >= nfnetlink.HeaderBytes {
+					each(payload[nfnetlink.HeaderBytes:])
 				}
 			}
 			return nil
@@ -233,8 +233,8 @@ func (s *socket) generation() (id uint32, err error) {
 			if kind == unix.NLMSG_ERROR && len(payload) >= 4 {
 				return fmt.Errorf("ask for the generation: %w", unix.Errno(-int32(binary.NativeEndian.Uint32(payload))))
 			}
-			if len(payload) >= nfgenmsgBytes {
-				id = be32(attribute(payload[nfgenmsgBytes:], unix.NFTA_GEN_ID))
+			if len(payload) >= nfnetlink.HeaderBytes {
+				id = nfnetlink.Uint32(attribute(payload[nfnetlink.HeaderBytes:], unix.NFTA_GEN_ID))
 			}
 			return nil
 		})

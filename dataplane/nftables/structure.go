@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fairlead.dev/dataplane"
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // addTable appends the messages that make a family's table with its sets,
@@ -145,9 +146,9 @@ func (s *socket) readStructure(f *family, table string) (*structure, error) {
 	}
 	err = s.list(unix.NFT_MSG_GETSET, f.proto, func(m *messages) { m.text(unix.NFTA_SET_TABLE, table) }, func(attrs []byte) {
 		t.sets[cString(attribute(attrs, unix.NFTA_SET_NAME))] = setShape{
-			flags:   be32(attribute(attrs, unix.NFTA_SET_FLAGS)),
-			keyType: be32(attribute(attrs, unix.NFTA_SET_KEY_TYPE)), keyBytes: be32(attribute(attrs, unix.NFTA_SET_KEY_LEN)),
-			dataType: be32(attribute(attrs, unix.NFTA_SET_DATA_TYPE)), dataBytes: be32(attribute(attrs, unix.NFTA_SET_DATA_LEN)),
+			flags:   nfnetlink.Uint32(attribute(attrs, unix.NFTA_SET_FLAGS)),
+			keyType: nfnetlink.Uint32(attribute(attrs, unix.NFTA_SET_KEY_TYPE)), keyBytes: nfnetlink.Uint32(attribute(attrs, unix.NFTA_SET_KEY_LEN)),
+			dataType: nfnetlink.Uint32(attribute(attrs, unix.NFTA_SET_DATA_TYPE)), dataBytes: nfnetlink.Uint32(attribute(attrs, unix.NFTA_SET_DATA_LEN)),
 		}
 	})
 	if err != nil {
@@ -183,8 +184,8 @@ func (t *structure) addChain(attrs []byte) {
 	t.chains[name] = nil
 	if at := attribute(attrs, unix.NFTA_CHAIN_HOOK); at != nil {
 		t.bases[name] = hook{
-			kind: cString(attribute(attrs, unix.NFTA_CHAIN_TYPE)), number: be32(attribute(at, unix.NFTA_HOOK_HOOKNUM)),
-			priority: int32(be32(attribute(at, unix.NFTA_HOOK_PRIORITY))),
+			kind: cString(attribute(attrs, unix.NFTA_CHAIN_TYPE)), number: nfnetlink.Uint32(attribute(at, unix.NFTA_HOOK_HOOKNUM)),
+			priority: int32(nfnetlink.Uint32(attribute(at, unix.NFTA_HOOK_PRIORITY))),
 		}
 	}
 }

@@ -3,13 +3,14 @@
 package nftables
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/dataplane/nfnetlink"
 )
 
 // watch hears of every transaction in the network namespace, and tells of those
@@ -124,18 +125,15 @@ func (w *watch) run() {
 
 // foreign reports whether an event of another's transaction is about our table.
 func (w *watch) foreign(b []byte) bool {
-	for len(b) >= unix.NLMSG_HDRLEN+nfgenmsgBytes {
-		size := int(binary.NativeEndian.Uint32(b))
-		if size < unix.NLMSG_HDRLEN+nfgenmsgBytes || size > len(b) {
+	for m, err := range nfnetlink.Messages(b) {
+		if err != nil || len(m.Payload) < nfnetlink.HeaderBytes {
 			return true
 		}
-		kind, port := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[12:])
-		attrs := b[unix.NLMSG_HDRLEN+nfgenmsgBytes : size]
 		// All events have the table's name first, but for those of the generation.
-		if port != w.port && kind&0xff != unix.NFT_MSG_NEWGEN && cString(attribute(attrs, unix.NFTA_TABLE_NAME)) == tableName {
+		if m.Port != w.port && m.Kind&0xff != unix.NFT_MSG_NEWGEN &&
+			cString(attribute(m.Payload[nfnetlink.HeaderBytes:], unix.NFTA_TABLE_NAME)) == tableName {
 			return true
 		}
-		b = b[min(len(b), (size+3)&^3):]
 	}
 	return false
 }
