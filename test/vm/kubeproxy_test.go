@@ -27,22 +27,36 @@ var (
 )
 
 // TestKubeProxysIPVSModeIsReplacedOnDebiansKernel plays what test/e2e/migrate
-// plays of the other modes. FAIRLEAD_KERNEL_MATRIX=kube-proxy asks for it and for
-// nothing else: its load wants the processor for itself.
+// plays of the other modes, a machine for each Dataplane that follows.
+// FAIRLEAD_KERNEL_MATRIX=kube-proxy asks for it and for nothing else: its load
+// wants the processor for itself. It plays eBPF, FAIRLEAD_KERNEL_MATRIX=kube-proxy-whole
+// all that follow.
 func TestKubeProxysIPVSModeIsReplacedOnDebiansKernel(t *testing.T) {
-	if os.Getenv("FAIRLEAD_KERNEL_MATRIX") != "kube-proxy" {
-		t.Skip("FAIRLEAD_KERNEL_MATRIX is not kube-proxy")
+	var dataplanes []string
+	switch os.Getenv("FAIRLEAD_KERNEL_MATRIX") {
+	case "kube-proxy":
+		dataplanes = []string{"ebpf"}
+	case "kube-proxy-whole":
+		dataplanes = []string{"ebpf", "nftables", "iptables"}
+	default:
+		t.Skip("FAIRLEAD_KERNEL_MATRIX does not ask for it")
 	}
 	t.Parallel()
-	r := run{"", Debian12, "fairlead.dev/test/e2e/migrate", "TestKubeProxyIsReplaced/^ipvs", "", slices.Concat(ipvsModules, []string{"sch_ingress", "cls_bpf"}, kubeProxyModules), kubeProxyReplaced}
+	r := run{"", Debian12, "fairlead.dev/test/e2e/migrate", "", "", slices.Concat(ipvsModules, []string{"sch_ingress", "cls_bpf"}, kubeProxyModules), kubeProxyReplaced}
 	dir := t.TempDir()
 	payload := filepath.Join(dir, "migrate.test")
 	if err := BuildTest(t.Context(), e2e, r.pkg, payload); err != nil {
 		t.Fatal(err)
 	}
-	m := r.machine(payload)
-	withControlPlane(t, dir, &m)
-	r.play(t, m)
+	for _, d := range dataplanes {
+		t.Run("by "+d, func(t *testing.T) {
+			r := r
+			r.tests = "TestKubeProxyIsReplaced/^ipvs_by_" + d + "$"
+			m := r.machine(payload)
+			withControlPlane(t, t.TempDir(), &m)
+			r.play(t, m)
+		})
+	}
 }
 
 // withControlPlane gives a machine the real kube-proxy, an API server with its

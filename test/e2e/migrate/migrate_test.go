@@ -20,9 +20,9 @@ import (
 const (
 	// settling is how long load goes on before and after each step.
 	settling = time.Second
-	// resting is how long kube-proxy may go on to write what is new: it does so
-	// once a second, one family after the other.
-	resting = 2500 * time.Millisecond
+	// glance is how long a Service may take to answer that may not be programmed
+	// yet; it is asked again.
+	glance = time.Second
 )
 
 func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
@@ -32,6 +32,7 @@ func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 	}{
 		{"iptables", "ebpf", false}, {"iptables", "nftables", true}, {"nftables", "ebpf", true}, {"nftables", "nftables", false},
 		{"iptables", "iptables", false}, {"ipvs", "ebpf", false},
+		{"ipvs", "nftables", false}, {"ipvs", "iptables", true},
 	} {
 		t.Run(c.mode+" by "+c.dataplane, func(t *testing.T) {
 			if c.mode == "ipvs" {
@@ -47,7 +48,7 @@ func TestKubeProxyIsReplacedAndComesBackUnderLoadWithoutALoss(t *testing.T) {
 			}
 			pinned := w.expose("pinned", "a")
 			w.serves(pinned, "client", "outside")
-			time.Sleep(resting)
+			w.settled()
 			if c.mode == "ipvs" {
 				w.complete(proxy)
 			}
@@ -189,7 +190,7 @@ func (w *town) serves(s *corev1.Service, members ...string) {
 	w.t.Helper()
 	for _, name := range members {
 		m := w.member(name)
-		plan := traffic.Plan{Patience: patience}
+		plan := traffic.Plan{Patience: glance}
 		for i, mode := range []traffic.Mode{traffic.TCPFresh, traffic.UDPFresh} {
 			for f, ip := range s.Spec.ClusterIPs {
 				at := netip.AddrPortFrom(netip.MustParseAddr(ip), 80)

@@ -27,6 +27,10 @@ import (
 	"fairlead.dev/test/internal/output"
 )
 
+// silence is after what time both proxies forget a UDP flow. fairlead goes when it
+// carries none: that is what the way back waits for.
+const silence = 5 * time.Second
+
 // bound is the longest that anything may take on a loaded machine.
 const bound = time.Minute
 
@@ -102,7 +106,7 @@ bindAddressHardFail: false
 clientConnection: {acceptContentTypes: "", burst: 0, contentType: "", kubeconfig: %s, qps: 0}
 clusterCIDR: %s
 configSyncPeriod: 0s
-conntrack: {maxPerCore: 0, min: 0, tcpBeLiberal: false, tcpCloseWaitTimeout: 0s, tcpEstablishedTimeout: 0s, udpStreamTimeout: 0s, udpTimeout: 0s}
+conntrack: {maxPerCore: 0, min: 0, tcpBeLiberal: false, tcpCloseWaitTimeout: 0s, tcpEstablishedTimeout: 0s, udpStreamTimeout: %s, udpTimeout: %s}
 detectLocal: {bridgeInterface: "", interfaceNamePrefix: ""}
 detectLocalMode: ""
 enableProfiling: false
@@ -119,7 +123,7 @@ oomScoreAdj: null
 portRange: ""
 showHiddenMetricsForVersion: ""
 winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", rootHnsEndpointName: "", sourceVip: ""}
-`, w.kubeconfig, cidrs(conformance.ClusterCIDRs), w.node.Name, w.mode)
+`, w.kubeconfig, cidrs(conformance.ClusterCIDRs), silence, silence, w.node.Name, w.mode)
 	if err := os.WriteFile(w.config, []byte(text), 0o600); err != nil {
 		w.t.Fatal(err)
 	}
