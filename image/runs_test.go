@@ -40,7 +40,7 @@ spec: {type: NodePort, clusterIP: 10.96.0.10, ports: [{name: http, port: 80, nod
 func TestTheImageServesUnderContainerdAsItsDaemonSet(t *testing.T) {
 	rt := containerdtest.Start(t)
 	atRoot(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	if err := rt.Import(builtImage(ctx, t)); err != nil {
 		t.Fatal(err)

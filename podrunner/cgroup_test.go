@@ -3,7 +3,9 @@
 package podrunner
 
 import (
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,7 +23,7 @@ func TestAPodsCgroupHoldsItsLimitsAndIsRemoved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := "/fairlead-cgroup-test"
+	root := fmt.Sprint("/fairlead-cgroup-test-", rand.Uint64())
 	t.Cleanup(func() {
 		for _, m := range g.mounts() {
 			if err := removeTree(m + root); err != nil {
@@ -40,7 +42,7 @@ func TestAPodsCgroupHoldsItsLimitsAndIsRemoved(t *testing.T) {
 		if err := g.ensure(pod, parent, l); err != nil {
 			t.Fatal(err)
 		}
-		for file, want := range g.files(l) {
+		for file, want := range g.files(root, l) {
 			b, err := os.ReadFile(filepath.Join(file))
 			if got := strings.TrimSpace(string(b)); err != nil || got != want {
 				t.Errorf("%s: %q, %v, want %q", file, got, err, want)
@@ -61,8 +63,8 @@ func TestAPodsCgroupHoldsItsLimitsAndIsRemoved(t *testing.T) {
 }
 
 // files are what the kernel should show.
-func (g *cgroups) files(l *runtimeapi.LinuxContainerResources) map[string]string {
-	dir := "/fairlead-cgroup-test/burstable/podu1/"
+func (g *cgroups) files(root string, l *runtimeapi.LinuxContainerResources) map[string]string {
+	dir := root + "/burstable/podu1/"
 	quota, memory := "-1", "9223372036854771712"
 	if l.CpuQuota > 0 {
 		quota, memory = map[int64]string{50000: "50000", 20000: "20000"}[l.CpuQuota], map[int64]string{64 << 20: "67108864", 32 << 20: "33554432"}[l.MemoryLimitInBytes]

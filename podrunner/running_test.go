@@ -26,9 +26,9 @@ spec:
     image: IMAGE
     args: [serve]
     volumeMounts: [{name: v, mountPath: /v}]
-    startupProbe: {httpGet: {port: 8080, path: /file/v/started}, periodSeconds: 1, failureThreshold: 100}
-    readinessProbe: {httpGet: {port: 8080, path: /file/v/ready}, periodSeconds: 1, failureThreshold: 1}
-    livenessProbe: {exec: {command: [/guest, exists, /v/alive]}, periodSeconds: 1, failureThreshold: 1, terminationGracePeriodSeconds: 1}`)
+    startupProbe: {httpGet: {port: 8080, path: /file/v/started}, periodSeconds: 1, failureThreshold: 100, timeoutSeconds: 20}
+    readinessProbe: {httpGet: {port: 8080, path: /file/v/ready}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 20}
+    livenessProbe: {exec: {command: [/guest, exists, /v/alive]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 20, terminationGracePeriodSeconds: 1}`)
 	file := func(name string) string { return filepath.Join(share, name) }
 	touch := func(name string) {
 		if err := os.WriteFile(file(name), nil, 0o644); err != nil {

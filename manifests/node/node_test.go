@@ -64,7 +64,7 @@ func TestTheUnitsCapabilitiesSufficeToRunPods(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, demo, filepath.Join(dir, "fairlead"), filepath.Join(dir, "responder"))
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it cleans up

@@ -151,6 +151,8 @@ func prepare() error {
 			return fmt.Errorf("mount a %s of our own: %w", dir, err)
 		}
 	}
+	// Nor do pins. Where the kernel has no such filesystem nobody pins.
+	_ = unix.Mount("bpf", "/sys/fs/bpf", "bpf", 0, "")
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("find lo: %w", err)

@@ -137,8 +137,25 @@ func (k *kubelet) runPod(t *testing.T, more map[string][]string) {
 			t.Fatalf("start container %s: %v; %s", name, err, k.rt.Log(2000))
 		}
 		k.pod.Spec.Containers = append(k.pod.Spec.Containers, corev1.Container{Name: name})
+		if name == "web" {
+			k.awaitServer(t, id)
+		}
 		k.pod.Status.ContainerStatuses = append(k.pod.Status.ContainerStatuses, corev1.ContainerStatus{Name: name, ContainerID: "containerd://" + id,
 			State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}})
+	}
+}
+
+// awaitServer waits until the container listens: it runs before it does.
+func (k *kubelet) awaitServer(t *testing.T, id string) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		output, code, err := k.client.Exec(t.Context(), id, []string{"/guest", "dial", "127.0.0.1:8080"}, time.Minute)
+		if err == nil && code == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the server does not listen: %d %v %s", code, err, output)
+		}
 	}
 }
 
@@ -207,7 +224,7 @@ func (k *kubelet) testExec(t *testing.T) {
 			c.path = "/exec/default/web/web"
 		}
 		for kind, e := range k.executors(t, c.path, c.q) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			var out, errs bytes.Buffer
 			o := remotecommand.StreamOptions{}
 			if c.q.Get("output") != "" {
@@ -258,7 +275,7 @@ func (s *oneSize) Next() *remotecommand.TerminalSize {
 
 func (k *kubelet) testTerminal(t *testing.T) {
 	for kind, e := range k.executors(t, "/exec/default/web/web", command("input output tty", "/guest", "size")) {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		var out bytes.Buffer
 		in, w := io.Pipe()
 		err := e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: true, TerminalSizeQueue: &oneSize{}})
@@ -286,7 +303,7 @@ func (k *kubelet) testLeave(t *testing.T) {
 func (k *kubelet) testAttach(t *testing.T) {
 	for _, kind := range []string{"WebSocket", "SPDY"} {
 		e := k.executors(t, "/attach/default/web/reader", command("input output error"))[kind]
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		in, typed := io.Pipe()
 		shown, out := io.Pipe()
 		done := make(chan error, 1)
@@ -332,7 +349,7 @@ func (k *kubelet) testPortForward(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 		for range 20 {
 			resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/status/207", ports[0].Local))
 			if err != nil || resp.StatusCode != 207 {
@@ -372,7 +389,7 @@ func (k *kubelet) get(t *testing.T, method, path string) (int, string) {
 		t.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Bearer token")
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
@@ -439,7 +456,7 @@ func (k *kubelet) testLogs(t *testing.T) {
 
 func (k *kubelet) testStats(t *testing.T) {
 	var s statsapi.Summary
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(300 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(300 * time.Millisecond) {
 		code, body := k.get(t, "GET", "/stats/summary")
 		s = statsapi.Summary{}
 		if err := json.Unmarshal([]byte(body), &s); err != nil || code != 200 {

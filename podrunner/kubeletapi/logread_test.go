@@ -183,7 +183,7 @@ func TestNoLineIsLostWhenALogIsRotated(t *testing.T) {
 				t.Fatal(err)
 			}
 			want.WriteString("late\n")
-			time.Sleep(time.Duration(i) * 100 * time.Microsecond)
+			time.Sleep(time.Duration(i-99) * 100 * time.Microsecond)
 			f.Close()
 			if f, err = os.Create(path); err != nil {
 				t.Fatal(err)

@@ -162,6 +162,11 @@ func (s *socket) until(n *node, what string, pace time.Duration, cond func([]cor
 				return
 			}
 		}
+		select {
+		case <-n.ended:
+			n.Fatalf("the agent has ended while waiting until %s", what)
+		default:
+		}
 		if time.Since(begin) > 10*patience {
 			n.Fatalf("not within %v: %s", 10*patience, what)
 		}
