@@ -89,7 +89,9 @@ func all(c *corev1.Container) (targets []Target) {
 func TestReadinessAndLivenessWaitForTheStartupProbe(t *testing.T) {
 	var up atomic.Bool
 	var early atomic.Int32
+	looked := make(chan struct{})
 	b := newBench(t, func(c []string) (int, error) {
+		<-looked
 		if c[0] != "startup" && !up.Load() {
 			early.Add(1)
 		}
@@ -105,6 +107,7 @@ func TestReadinessAndLivenessWaitForTheStartupProbe(t *testing.T) {
 	if r := b.Result("u", "id", Readiness); r != Unknown {
 		t.Errorf("ready before it was asked: %d", r)
 	}
+	close(looked)
 	b.await(Startup, Success)
 	b.await(Readiness, Success)
 	b.await(Liveness, Success)
@@ -159,7 +162,14 @@ func (b *bench) hurry() {
 
 func TestAContainerThatIsNotAliveIsToldOnce(t *testing.T) {
 	var asked atomic.Int32
-	b := newBench(t, func([]string) (int, error) { asked.Add(1); return 1, nil })
+	looked := make(chan struct{})
+	defer close(looked)
+	b := newBench(t, func([]string) (int, error) {
+		if asked.Add(1) > 1 {
+			<-looked
+		}
+		return 1, nil
+	})
 	b.Set("u", all(&corev1.Container{LivenessProbe: probed(command("x"), 1, 1, 1)}))
 	b.await(Liveness, Failure)
 	b.hurry()
