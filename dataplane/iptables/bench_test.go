@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -81,6 +82,29 @@ func BenchmarkApplyOneChange(b *testing.B) {
 			i++
 		}
 		b.ReportMetric(milliseconds(cpu(b)-used)/float64(b.N), "CPUms/op")
+	})
+}
+
+// BenchmarkApplyAChangeAlone is the same with time between, as changes of users
+// come: what the kernel does of one afterwards is not in the way of the next.
+func BenchmarkApplyAChangeAlone(b *testing.B) {
+	forEachSize(b, func(b *testing.B, l *lab, services int) {
+		d := l.open()
+		if _, err := d.Sync(context.Background(), synthetic(services, 10)); err != nil {
+			b.Fatal(err)
+		}
+		changes := []dataplane.Change{{Services: synthetic(1, 9).Services}, {Services: synthetic(1, 10).Services}}
+		var took []time.Duration
+		for b.Loop() {
+			time.Sleep(100 * time.Millisecond)
+			start := time.Now()
+			if err := d.Apply(context.Background(), changes[len(took)&1]); err != nil {
+				b.Fatal(err)
+			}
+			took = append(took, time.Since(start))
+		}
+		slices.Sort(took)
+		b.ReportMetric(milliseconds(took[len(took)/2]), "ms/median")
 	})
 }
 

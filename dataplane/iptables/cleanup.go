@@ -59,5 +59,6 @@ func cleanFamily(ctx context.Context, f *family) (removed []string, err error) {
 	if err := f.tool.restore(ctx, in.Bytes(), f.lockWait); err != nil {
 		return nil, err
 	}
+	f.tool.ending.Wait()
 	return removed, nil
 }

@@ -3,10 +3,12 @@
 package iptables
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -23,15 +25,60 @@ var errLocked = errors.New("another program holds the xtables lock")
 // (RESOURCE_PROBLEM of xtables.h).
 const exitResource = 4
 
-// restore commits rules, in the network namespace of the calling thread.
+// restore commits rules, in the network namespace of the calling thread. They
+// are in force when it returns.
 func (t *tool) restore(ctx context.Context, rules []byte, lockWait time.Duration) error {
 	name := command(t.flavour, t.v6, "restore")
 	seconds := max(1, int(lockWait/time.Second))
-	_, err := t.run(ctx, rules, name, "--noflush", "-w", strconv.Itoa(seconds))
+	args := []string{"--noflush", "-w", strconv.Itoa(seconds)}
+	var err error
+	if t.flavour == NFT {
+		err = t.runUntilDone(ctx, rules, name, append(args, "--verbose")...)
+	} else {
+		_, err = t.run(ctx, rules, name, args...)
+	}
 	if err == nil {
 		return nil
 	}
 	return explain(err, rules, seconds)
+}
+
+// allDone comes after the last transaction. A verbose restore prints comments
+// as it comes to them, and ends where a transaction fails.
+const allDone = "# fairlead: all done\n"
+
+// runUntilDone is run without the wait for the command's end: iptables-nft only
+// closes its socket then, which takes until no packet can see what the rules
+// replaced (5 to 20 ms). Where it does not print comments, its end is waited for.
+func (t *tool) runUntilDone(ctx context.Context, in []byte, name string, args ...string) error {
+	t.ending.Wait() // the kernel would let the next one wait, too
+	cmd := exec.CommandContext(ctx, name, args...)
+	var complaints bytes.Buffer
+	cmd.Stdin, cmd.Stderr = io.MultiReader(bytes.NewReader(in), strings.NewReader(allDone)), &complaints
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return &commandError{name: name, err: err}
+	}
+	done := false
+	for lines := bufio.NewReader(out); !done && err == nil; {
+		var line string
+		line, err = lines.ReadString('\n')
+		done = line == allDone
+	}
+	if done {
+		t.ending.Go(func() {
+			_, _ = io.Copy(io.Discard, out)
+			_ = cmd.Wait()
+		})
+		return nil
+	}
+	if err := cmd.Wait(); err != nil {
+		return &commandError{name: name, complaint: strings.TrimSpace(complaints.String()), err: err}
+	}
+	return nil
 }
 
 // save lists all tables of the family with their counters.

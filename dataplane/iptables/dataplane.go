@@ -300,6 +300,9 @@ func (d *Dataplane) Close() error {
 	}
 	d.closeUplinks()
 	d.worker.Wait()
+	for _, f := range d.families {
+		f.tool.ending.Wait()
+	}
 	if d.conntrack != nil {
 		errs = append(errs, d.conntrack.Close())
 		d.conntrack = nil

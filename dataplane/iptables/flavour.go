@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 
 	goiptables "github.com/coreos/go-iptables/iptables"
 )
@@ -81,6 +82,7 @@ type tool struct {
 	v6          bool
 	one         *goiptables.IPTables
 	randomFully bool
+	ending      sync.WaitGroup // a command whose work is done
 }
 
 func newTool(f Flavour, v6 bool) (*tool, error) {
