@@ -91,10 +91,10 @@ func TestReadinessAndLivenessWaitForTheStartupProbe(t *testing.T) {
 	var early atomic.Int32
 	looked := make(chan struct{})
 	b := newBench(t, func(c []string) (int, error) {
-		<-looked
 		if c[0] != "startup" && !up.Load() {
 			early.Add(1)
 		}
+		<-looked
 		if c[0] == "startup" && !up.Load() {
 			up.Store(true) // the second time it is
 			return 1, nil
