@@ -13,11 +13,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+	"pgregory.net/rapid"
 
 	"fairlead.dev/podrunner/objects"
 )
@@ -328,6 +330,34 @@ func TestRefreshWritesOnlyWhatChangedAndKeepsTheLastOfWhatIsGone(t *testing.T) {
 	if len(entries) != 3 { // ..data, its directory, a
 		t.Errorf("left: %v", entries)
 	}
+}
+
+// What was shown before leaves nothing behind: also the last key in the order of
+// names, and all that an optional object held.
+func TestWhatIsShownFollowsFromTheObjectsAlone(t *testing.T) {
+	b := newBench(t)
+	optional := corev1.ConfigMapVolumeSource{LocalObjectReference: local("conf"), Optional: ptr.To(true)}
+	pod := testPod(configMapVolume("c", optional),
+		volumeOf("p", corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+			{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: local("conf"), Optional: ptr.To(true)}}}}}))
+	b.setUp(pod)
+	contents := rapid.MapOf(rapid.SampledFrom([]string{"a", "b", "c", "d"}), rapid.SampledFrom([]string{"", "1", "22"}))
+	rapid.Check(t, func(t *rapid.T) {
+		want := contents.Draw(t, "data")
+		if len(want) == 0 && rapid.Bool().Draw(t, "gone") {
+			b.store.Delete(objects.Key{Kind: objects.KindConfigMap, NamespacedName: namespaced("conf")})
+		} else {
+			b.configMap("conf", want)
+		}
+		if err := b.Refresh(b.t.Context(), pod, b.facts); err != nil {
+			t.Fatal(err)
+		}
+		for _, volume := range []string{"c", "p"} {
+			if d := cmp.Diff(want, shown(b.t, b.dir(pod, volume)), cmpopts.EquateEmpty()); d != "" {
+				t.Errorf("volume %s (-want +got):\n%s", volume, d)
+			}
+		}
+	})
 }
 
 func TestReadersNeverSeeHalfAnUpdate(t *testing.T) {

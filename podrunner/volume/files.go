@@ -98,6 +98,9 @@ func (x file) permissions(group int) fs.FileMode {
 	return m
 }
 
+// errDiffers ends a comparison.
+var errDiffers = errors.New("it is not as wanted")
+
 // shownIn says whether a data directory has these files and no others.
 func (f files) shownIn(dir string, group int) bool {
 	n := 0
@@ -111,7 +114,7 @@ func (f files) shownIn(dir string, group int) bool {
 		}
 		want, ok := f[rel]
 		if !ok || !want.isAt(path, group) {
-			return fs.SkipAll
+			return errDiffers
 		}
 		n++
 		return nil
