@@ -103,7 +103,9 @@ func (g *rig) testRestarts(t *testing.T, restart func()) {
 		all = append(all, r)
 	}
 	restart()
-	time.Sleep(300 * time.Millisecond)
+	// What was told before it is not what comes of it.
+	before := g.lists()
+	g.until("the runtime is asked again", patience, func() bool { return g.lists() > before+1 })
 	for i, c := range restartCases {
 		r := all[i]
 		t.Run(c.name, func(t *testing.T) {
@@ -128,6 +130,13 @@ func (g *rig) testRestarts(t *testing.T, restart func()) {
 			}
 		})
 	}
+}
+
+// lists is how often the Runner has listed what the runtime has.
+func (g *rig) lists() int {
+	g.r.mu.Lock()
+	defer g.r.mu.Unlock()
+	return g.r.lists
 }
 
 func (g *rig) forget() {

@@ -43,11 +43,7 @@ spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: IMAGE, ar
 	want("p", "192Mi")
 	g.await(p, "deferred", func(s *corev1.PodStatus) bool { return condition(s, corev1.PodResizePending) == corev1.ConditionTrue })
 	// Nothing else is to have it look again: lists that tell news, the first upkeep.
-	g.until("the node rests", patience, func() bool {
-		g.r.mu.Lock()
-		defer g.r.mu.Unlock()
-		return g.r.lists > 6
-	})
+	g.until("the node rests", patience, func() bool { return g.lists() > 6 })
 	want("other", "32Mi")
 	// Upkeep comes once a minute, and would find out: it must not be needed.
 	g.until("p: resized as soon as there is room", upkeep/4, func() bool {
