@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -25,36 +27,70 @@ func RunCases(t *testing.T, target Target, cases []Case) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{lab: newLab(t), target: target}
-	t.Cleanup(func() { b.close(t) })
-	if err := b.start(0); err != nil {
-		t.Fatal(err)
+	variants := make([][]variant, len(cases))
+	for i, c := range cases {
+		variants[i] = mine.variants(i, c.variants())
 	}
 	var sum summary
-	for i, c := range cases {
-		variants := mine.variants(i, c.variants())
-		if reason, ok := target.Unsupported[c.ID]; ok {
-			sum.skip(c, reason)
-			t.Run(c.ID, func(t *testing.T) { t.Skip(reason) })
-			continue
+	amongBenches(t, target, len(cases), func(b *bench, i int) {
+		b.run(t, cases[i], variants[i], &sum)
+	})
+	sum.print(target.Name)
+}
+
+// benchesMost: a case mostly waits, for the kernel to forget what was replaced
+// and for answers that must not come. So each processor has a bench, up to here.
+const benchesMost = 4
+
+// amongBenches plays so many cases, each on the bench that is free next.
+func amongBenches(t *testing.T, target Target, cases int, play func(b *bench, i int)) {
+	benches := make([]*bench, min(runtime.GOMAXPROCS(0), benchesMost, cases))
+	for i := range benches {
+		b := &bench{lab: newLab(t), target: target}
+		benches[i] = b
+		t.Cleanup(func() { b.close(t) })
+		if err := b.start(0); err != nil {
+			t.Fatal(err)
 		}
-		t.Run(c.ID, func(t *testing.T) {
-			for _, v := range variants {
-				if reason, ok := target.unsupported(c, v); ok {
-					sum.skipVariant(c, v, reason)
-					t.Run(v.String(), func(t *testing.T) { t.Skip(reason) })
-					continue
-				}
-				ran := false
-				ok := t.Run(v.String(), func(t *testing.T) {
-					ran = true
-					b.play(t, c, v)
-				})
-				sum.count(c, v, ran, ok)
+	}
+	next := make(chan int)
+	var players sync.WaitGroup
+	for _, b := range benches {
+		players.Go(func() {
+			for i := range next {
+				play(b, i)
 			}
 		})
 	}
-	sum.print(target.Name)
+	for i := range cases {
+		next <- i
+	}
+	close(next)
+	players.Wait()
+}
+
+// run plays variants of a case as a subtest.
+func (b *bench) run(t *testing.T, c Case, variants []variant, sum *summary) {
+	if reason, ok := b.target.Unsupported[c.ID]; ok {
+		sum.skip(c, reason)
+		t.Run(c.ID, func(t *testing.T) { t.Skip(reason) })
+		return
+	}
+	t.Run(c.ID, func(t *testing.T) {
+		for _, v := range variants {
+			if reason, ok := b.target.unsupported(c, v); ok {
+				sum.skipVariant(c, v, reason)
+				t.Run(v.String(), func(t *testing.T) { t.Skip(reason) })
+				continue
+			}
+			ran := false
+			ok := t.Run(v.String(), func(t *testing.T) {
+				ran = true
+				b.play(t, c, v)
+			})
+			sum.count(c, v, ran, ok)
+		}
+	})
 }
 
 // checkTable refuses a table or a Target that names cases wrongly.
@@ -158,19 +194,24 @@ func (s *Story) cleanUp() {
 	}
 }
 
-// summary counts variants.
+// summary counts variants, of several cases at once.
 type summary struct {
+	mu                      sync.Mutex
 	passed, failed, skipped int
 	failures                []string
 	reasons                 []string
 }
 
 func (s *summary) skip(c Case, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.skipped += len(c.variants())
 	s.reasons = append(s.reasons, fmt.Sprintf("  not applicable: %s: %s", c.ID, reason))
 }
 
 func (s *summary) skipVariant(c Case, v variant, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.skipped++
 	if line := fmt.Sprintf("  not applicable: %s: %s", c.ID, reason); !slices.Contains(s.reasons, line) {
 		s.reasons = append(s.reasons, line)
@@ -178,6 +219,8 @@ func (s *summary) skipVariant(c Case, v variant, reason string) {
 }
 
 func (s *summary) count(c Case, v variant, ran, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case !ran: // -run left it out
 	case ok:
@@ -190,6 +233,8 @@ func (s *summary) count(c Case, v variant, ran, ok bool) {
 
 func (s *summary) print(name string) {
 	fmt.Fprintf(os.Stdout, "%s: %d passed, %d failed, %d not applicable\n", name, s.passed, s.failed, s.skipped)
+	slices.Sort(s.failures)
+	slices.Sort(s.reasons)
 	for _, line := range slices.Concat(s.failures, s.reasons) {
 		fmt.Fprintln(os.Stdout, line)
 	}

@@ -46,13 +46,11 @@ func (w *witness) Fatalf(format string, args ...any) {
 var holdsWithoutServices = []string{"nodeport-not-on-pods-loopback", "nodeport-does-not-shadow", "path-not-a-service"}
 
 func TestEveryCaseFailsWhereTheDataplaneDoesNothing(t *testing.T) {
-	b := &bench{lab: newLab(t), target: Target{Name: "nothing", New: func(*Node) (dataplane.Dataplane, error) { return nothing{}, nil }}}
-	b.patience = 150 * time.Millisecond
-	t.Cleanup(func() { b.close(t) })
-	if err := b.start(0); err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range Cases() {
+	idle := Target{Name: "nothing", New: func(*Node) (dataplane.Dataplane, error) { return nothing{}, nil }}
+	cases := Cases()
+	amongBenches(t, idle, len(cases), func(b *bench, i int) {
+		c := cases[i]
+		b.patience = 150 * time.Millisecond
 		w := &witness{name: c.ID}
 		done := make(chan struct{})
 		go func() {
@@ -66,5 +64,5 @@ func TestEveryCaseFailsWhereTheDataplaneDoesNothing(t *testing.T) {
 		for _, f := range w.failures {
 			t.Logf("%s: %s", c.ID, f)
 		}
-	}
+	})
 }
