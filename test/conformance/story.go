@@ -271,12 +271,7 @@ func (a *asking) refusedAtOnce() {
 // dropped expects that nothing comes back.
 func (a *asking) dropped() {
 	a.story.t.Helper()
-	a.r.Timeout = silentFor
-	if !a.r.From.IsValid() {
-		// What passed before may go on: not with a port of its flows.
-		a.from(a.story.freshPort())
-	}
-	for _, o := range a.do() {
+	for _, o := range a.awaitSilence(!a.r.From.IsValid()) {
 		if o.Failure != timedOut {
 			a.fail("silence", o.describe())
 		}
@@ -287,12 +282,44 @@ func (a *asking) dropped() {
 // a Service's, so what happens to it is the network's business.
 func (a *asking) unanswered() {
 	a.story.t.Helper()
-	a.r.Timeout = silentFor
-	for _, o := range a.do() {
+	for _, o := range a.awaitSilence(false) {
 		if o.Failure == "" {
 			a.fail("no answer", o.describe())
 		}
 	}
+}
+
+// awaitSilence asks, and waits for as long as nothing must come back. Where a
+// pod's answer to the same client takes nearly as long, silence says nothing:
+// it asks again, and waits longer. fresh: from another port each time, as what
+// passed before may go on with a port of its flows.
+func (a *asking) awaitSilence(fresh bool) []outcome {
+	a.story.t.Helper()
+	for a.r.Timeout = silentFor; ; a.r.Timeout *= 2 {
+		if fresh {
+			a.from(a.story.freshPort())
+		}
+		prompt := a.story.isPrompt(a.who, a.r.Timeout/2)
+		out := a.do()
+		silent := !slices.ContainsFunc(out, func(o outcome) bool { return o.Failure != timedOut })
+		if <-prompt || !silent || 2*a.r.Timeout > answerWithin {
+			return out
+		}
+	}
+}
+
+// isPrompt asks the pod "a", whom everybody reaches without a Service, and says
+// whether its answer came in time.
+func (s *Story) isPrompt(who string, within time.Duration) <-chan bool {
+	s.t.Helper()
+	client := s.member(who)
+	r := request{Protocol: "UDP", To: netip.AddrPortFrom(s.addressOf("a"), serverPorts[0]), Timeout: within}
+	prompt := make(chan bool, 1)
+	go func() {
+		out, err := client.do(call{Op: opAsk, Request: r})
+		prompt <- err == nil && out[0].Failure == ""
+	}()
+	return prompt
 }
 
 func (o outcome) describe() string {
