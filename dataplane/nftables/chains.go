@@ -155,7 +155,7 @@ func (f *family) asking(frontends, actions, slots setID) []rule {
 		line("not the mark: what "+frontends.String()+" has for the tuple", ask),
 		line("again, if the Frontend changed meanwhile", ask),
 		line("", f.tuple(), random(n, 1), find(0, slots, n), f.translate(n)),
-		line("", f.tuple(), in(0, frontends), count(counterHalfChange), drop()),
+		line("", f.tuple(), find(0, frontends, n), count(counterHalfChange), drop()),
 	}
 }
 
@@ -198,7 +198,7 @@ func (f *family) hooks() []chain {
 		}},
 		{chainPostrouting, &hook{"nat", unix.NF_INET_POST_ROUTING, prioritySNAT}, []rule{
 			// Not in services, whose counters count.
-			line("", translated(), f.originalTuple(), in(0, setFrontends), goTo(chainMasquerade)),
+			line("", translated(), f.originalTuple(), find(0, setFrontends, f.tupleBytes()), goTo(chainMasquerade)),
 		}},
 	}
 }

@@ -73,7 +73,8 @@ func (o original) encode() []byte {
 	return m.b
 }
 
-// in matches where the key at an offset is in a set, notIn where it is not.
+// in matches where the key at an offset is in a set, notIn where it is not. Of a
+// map, Linux before 6.5 wants to load what is found: there it is find.
 func in(at int, set setID) expr.Any {
 	return &expr.Lookup{SourceRegister: register(at), SetName: set.String()}
 }
