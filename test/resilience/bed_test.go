@@ -118,6 +118,13 @@ func (b *bed) load(from string, plan loadPlan) *load {
 	return l
 }
 
+// await waits until each stream of the loads has asked once.
+func await(loads []*load) {
+	for _, l := range loads {
+		l.Await()
+	}
+}
+
 // stop ends the load and waits for its report.
 func (l *load) stop() (_ loadReport, err error) {
 	l.report, err = l.Stop()

@@ -46,7 +46,7 @@ func TestAForeignFlushIsRepairedWithinASecondAndCounted(t *testing.T) {
 			if err := k.thread.Do(cmd.Run); err != nil {
 				t.Fatalf("%v: %v", f.command, err)
 			}
-			patient := a.within(10 * time.Second)
+			patient := a.within(30 * time.Second)
 			for k.drift() == 0 {
 				if !patient() {
 					t.Fatalf("no drift was counted; the agent said:\n%s", a.log.String())

@@ -63,7 +63,7 @@ func TestAgentHoldsNoMoreAfter1000Changes(t *testing.T) {
 	if now, err := k.pins(); err != nil || !slices.Equal(pins, now) {
 		t.Errorf("pins before and after the devices came and went (-before +after), %v:\n%s", err, cmp.Diff(pins, now))
 	}
-	if code, err := a.terminate(5 * time.Second); err != nil || code != 0 {
+	if code, err := a.terminate(20 * time.Second); err != nil || code != 0 {
 		t.Errorf("SIGTERM: exit %d, %v", code, err)
 	}
 }
@@ -76,7 +76,7 @@ func (k *killTown) sizeAfter(a *agent, changes int) (size, error) {
 		}
 		time.Sleep(growthPace)
 	}
-	if _, err := k.settle(k.world, a.within(10*time.Second)); err != nil {
+	if _, err := k.settle(k.world, a.within(30*time.Second)); err != nil {
 		return size{}, errors.Join(err, a.alive())
 	}
 	// A sweep has files open: take the least of a while.
@@ -135,9 +135,9 @@ func (k *killTown) changeDevices() error {
 	return err
 }
 
-// eventually tries until f succeeds, for five seconds.
+// eventually tries until f succeeds, for half a minute.
 func (k *killTown) eventually(f func() error) error {
-	for patient := within(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for patient := within(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if err := f(); err == nil || !patient() {
 			return err
 		}

@@ -128,13 +128,12 @@ func (k *killTown) wasMoved(l *load, r *record, churned bool) bool {
 	return k.removed(r, k.isVisitor)
 }
 
-// removed reports whether a visitor left the manifests in the two seconds
-// before the question ended: that is as long as ending its sockets may take,
-// with agents killed meanwhile.
+// removed reports whether a visitor left the manifests shortly before the
+// question ended: its sockets are ended soon after, with agents killed meanwhile.
 func (k *killTown) removed(r *record, of func(netip.AddrPort) bool) bool {
 	for i := 1; i < len(k.versions); i++ {
 		before, after := &k.versions[i-1], &k.versions[i]
-		if after.begun > r.Start+r.Took || after.done < r.Start-(2*time.Second).Nanoseconds() {
+		if after.begun > r.Start+r.Took || after.done < r.Start-endedWithin.Nanoseconds() {
 			continue
 		}
 		for a := range before.backends {

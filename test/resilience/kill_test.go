@@ -23,8 +23,11 @@ const (
 	// equalWithin is how soon after its start the agent must have made the
 	// kernel equal the manifests (DESIGN.md, promise 1).
 	equalWithin = time.Second
-	// equalAtMost bounds it on a machine without a CPU to spare.
-	equalAtMost = 10 * time.Second
+	// equalAtMost bounds it on a machine without a CPU to spare: at a load of 60
+	// on 2 CPUs it took 9.7 s.
+	equalAtMost = 30 * time.Second
+	// endedWithin is how soon sockets to a removed Backend are ended there.
+	endedWithin = 10 * time.Second
 	// killsBudget is what all the kills may take. On a machine that is too busy
 	// for it, fewer agents live until the kernel equals the manifests.
 	killsBudget = 100 * time.Second
@@ -129,11 +132,12 @@ func TestAgentKilled200TimesUnderLoadLosesNoConnection(t *testing.T) {
 	}
 	k := newKillTown(t, rand.New(rand.NewPCG(seed, 1)))
 	a := k.startAgent(0)
-	if _, err := k.settle(k.world, a.within(10*time.Second)); err != nil {
+	if _, err := k.settle(k.world, a.within(30*time.Second)); err != nil {
 		t.Fatalf("before the first kill: %v; the agent said:\n%s", err, a.log.String())
 	}
 	h := &killHistory{}
 	loads := k.everyPath(streamsFor, loadPlan{Patience: patience}, 1, 2)
+	await(loads)
 
 	var changing sync.Mutex // the world changes either in churn or after a kill
 	stop, churned := make(chan struct{}), make(chan error, 1)

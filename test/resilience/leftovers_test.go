@@ -25,7 +25,7 @@ func watchForLeftovers(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() {
 		var left []string
-		for range 50 { // killed processes take a moment
+		for range 500 { // killed processes take a moment
 			if left = leftovers(); len(left) == 0 {
 				return
 			}

@@ -21,10 +21,11 @@ const alone = 2 * time.Second
 func TestAgentIsReplacedAndStoppedWithoutALossAndCleanedUpWhole(t *testing.T) {
 	k := newKillTown(t, rand.New(rand.NewPCG(1, 1)))
 	first := k.startAgent(0)
-	if _, err := k.settle(k.world, first.within(10*time.Second)); err != nil {
+	if _, err := k.settle(k.world, first.within(30*time.Second)); err != nil {
 		t.Fatalf("first agent: %v\n%s", err, first.log.String())
 	}
 	loads := k.everyPath(streamsFor, loadPlan{Patience: patience}, 1)
+	await(loads)
 	before := k.programs(1)
 
 	k.refusesASecondAgent(first)
@@ -34,7 +35,7 @@ func TestAgentIsReplacedAndStoppedWithoutALossAndCleanedUpWhole(t *testing.T) {
 	if err := k.change(); err != nil {
 		t.Fatal(err)
 	}
-	took, err := k.settle(k.world, second.within(5*time.Second))
+	took, err := k.settle(k.world, second.within(30*time.Second))
 	if err != nil || !strings.Contains(second.log.String(), "version=resilience-b") {
 		t.Fatalf("second agent: %v\n%s", err, second.log.String())
 	}
@@ -80,7 +81,7 @@ func (k *killTown) refusesASecondAgent(running *agent) {
 	k.t.Helper()
 	other := k.startAgent(1, "--state-dir", filepath.Join(k.manifests, "..", "other-state"))
 	want := fmt.Sprintf("fairlead: --bpffs %s: in use by another fairlead (pid %d): stop it, or give this one its own --bpffs\n", k.node.BPFFS, running.cmd.Process.Pid)
-	code, err := other.exitCode(10 * time.Second)
+	code, err := other.exitCode(30 * time.Second)
 	if err != nil || code != 1 || !strings.HasSuffix(other.log.String(), want) {
 		k.t.Errorf("a second agent on the same bpffs: %v\nwant exit 1 and %q\nseen exit %d and %q", err, want, code, other.log.String())
 	}
@@ -91,7 +92,7 @@ func (k *killTown) refusesASecondAgent(running *agent) {
 
 func stopCleanly(t *testing.T, which string, a *agent) {
 	t.Helper()
-	if code, err := a.terminate(5 * time.Second); err != nil || code != 0 {
+	if code, err := a.terminate(20 * time.Second); err != nil || code != 0 {
 		t.Errorf("%s agent after SIGTERM: want exit 0, seen %d, %v; it said:\n%s", which, code, err, a.log.String())
 	}
 }
@@ -123,7 +124,7 @@ func (k *killTown) cleansUp(programs []ebpf.ProgramID) {
 		t.Error(err)
 	}
 	var there []ebpf.ProgramID
-	for range 100 { // the kernel frees them a little later
+	for range 1000 { // the kernel frees them a little later
 		if there = loaded(programs); len(there) == 0 {
 			break
 		}

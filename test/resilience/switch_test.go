@@ -100,7 +100,7 @@ func (k *killTown) flags(dataplane string) []string {
 func (k *killTown) replaces(t *testing.T, running *agent, from, to string) *agent {
 	k.udpMayEnd = from == "ebpf" || to == "ebpf"
 	loads := k.everyPath(streamsFor, loadPlan{Patience: patience}, 1)
-	time.Sleep(500 * time.Millisecond)
+	await(loads)
 	stopCleanly(t, from, running)
 	begin := time.Now()
 	next := k.startAgent(1, k.flags(to)...)
@@ -129,7 +129,7 @@ func (k *killTown) replaces(t *testing.T, running *agent, from, to string) *agen
 // the dataplane that was asked for.
 func (k *killTown) holdsInKernel(name string, a *agent) {
 	k.t.Helper()
-	patient := a.within(15 * time.Second)
+	patient := a.within(time.Minute)
 	for {
 		begin := monotonic()
 		var d dataplane.Dump
@@ -153,14 +153,14 @@ func (k *killTown) holdsInKernel(name string, a *agent) {
 // carries flows itself waits half a minute for silent UDP.
 func (k *killTown) isGone(t *testing.T, name string, a *agent) {
 	t.Helper()
-	patient := within(time.Minute)
+	patient := within(2 * time.Minute)
 	for {
 		_, err := k.here("dump", "services", "--dataplane", name)
 		if err != nil {
 			return
 		}
 		if !patient() {
-			t.Fatalf("%s is still in the kernel a minute after its last flow; the agent said:\n%s", name, a.log.String())
+			t.Fatalf("%s is still in the kernel two minutes after its last flow; the agent said:\n%s", name, a.log.String())
 		}
 		time.Sleep(50 * time.Millisecond)
 	}

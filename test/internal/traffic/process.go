@@ -31,13 +31,14 @@ type Process struct {
 	thread  *namespace.Thread
 	stopped sync.Once
 	err     error
+	began   chan struct{}
 	result  chan struct{}
 }
 
 // Start starts asking from the place of a process: its network namespace, and a
 // cgroup's directory. It ends with this process, or with Stop.
 func Start(name string, pid int, cgroupDir string, plan Plan) (*Process, error) {
-	p := &Process{Name: name, Plan: plan, result: make(chan struct{})}
+	p := &Process{Name: name, Plan: plan, began: make(chan struct{}), result: make(chan struct{})}
 	var err error
 	if p.thread, err = namespace.NewThread(fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil {
 		return nil, err
@@ -65,12 +66,20 @@ func Start(name string, pid int, cgroupDir string, plan Plan) (*Process, error) 
 	}
 	go func() {
 		defer close(p.result)
-		p.err = gob.NewDecoder(out).Decode(&p.Report)
+		said, began := gob.NewDecoder(out), false
+		p.err = said.Decode(&began)
+		close(p.began)
+		if p.err == nil {
+			p.err = said.Decode(&p.Report)
+		}
 		_, _ = io.Copy(io.Discard, out)
 		p.err = errors.Join(p.err, p.cmd.Wait())
 	}()
 	return p, nil
 }
+
+// Await waits until each stream has asked: sockets that are held are open.
+func (p *Process) Await() { <-p.began }
 
 // Stop ends the load and waits for its report.
 func (p *Process) Stop() (Report, error) {

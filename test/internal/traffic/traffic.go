@@ -92,7 +92,7 @@ type Report struct {
 }
 
 // runLoad is the load process: a plan comes in, questions are asked until the
-// input ends, the report goes out.
+// input ends. That each stream has asked goes out, and in the end the report.
 func runLoad(in io.Reader, out io.Writer) error {
 	var plan Plan
 	input := bufio.NewReader(in)
@@ -102,6 +102,12 @@ func runLoad(in io.Reader, out io.Writer) error {
 	stop := make(chan struct{})
 	l := &loader{patience: plan.Patience, stop: stop, servers: map[netip.AddrPort]uint16{}}
 	var wg sync.WaitGroup
+	l.asked.Add(len(plan.Streams))
+	output, began := gob.NewEncoder(out), make(chan error, 1)
+	go func() {
+		l.asked.Wait()
+		began <- output.Encode(true)
+	}()
 	records := make([][]Record, len(plan.Streams))
 	for i, s := range plan.Streams {
 		wg.Go(func() { records[i] = l.run(uint16(i), s) })
@@ -109,6 +115,9 @@ func runLoad(in io.Reader, out io.Writer) error {
 	_, _ = io.Copy(io.Discard, input)
 	close(stop)
 	wg.Wait()
+	if err := <-began; err != nil {
+		return err
+	}
 	var report Report
 	for _, r := range records {
 		report.Records = append(report.Records, r...)
@@ -117,7 +126,7 @@ func runLoad(in io.Reader, out io.Writer) error {
 	for a, i := range l.servers {
 		report.Servers[i] = a
 	}
-	return gob.NewEncoder(out).Encode(report)
+	return output.Encode(report)
 }
 
 type loader struct {
@@ -125,6 +134,7 @@ type loader struct {
 	stop     chan struct{}
 	mu       sync.Mutex
 	servers  map[netip.AddrPort]uint16
+	asked    sync.WaitGroup // streams, the first time
 }
 
 func (l *loader) server(a netip.AddrPort) uint16 {
@@ -153,6 +163,9 @@ func (l *loader) run(id uint16, s Stream) (out []Record) {
 		}
 		r.Took = Monotonic() - r.Start
 		out = append(out, r)
+		if n == 0 {
+			l.asked.Done()
+		}
 		next = next.Add(s.Every)
 		wait := time.Until(next)
 		if s.Every == 0 || wait < 0 {
