@@ -17,7 +17,7 @@ KERNEL_PACKAGES := ./bpf/... ./dataplane/ebpf ./dataplane/nftables ./dataplane/i
 POD_PACKAGES := ./podrunner ./podrunner/containerdtest ./podrunner/cri ./podrunner/housekeeping ./podrunner/kubeletapi ./podrunner/podnetwork ./podrunner/volume/... ./test/pods ./image/... ./manifests/node
 PURE_PACKAGES = $(shell $(GO) list ./... | grep -v -E '/(bpf|dataplane/(ebpf|nftables|iptables|ipvs|netfilter|uplink)|test/(conformance|resilience|observe|bench|vm|pods)|image|manifests/node|podrunner/(containerdtest|cri|housekeeping|kubeletapi|podnetwork|volume))(/[a-z]+)*$$|/podrunner$$')
 
-.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience observe vm vm-kube-proxy e2e soak programs manifests vuln image bench bench-pods fuzz clean
+.PHONY: all build demo test tools tools-demo lint generate check-generated unit kernel pods conformance resilience observe vm vm-kube-proxy e2e soak programs kubernetes-conformance manifests vuln image bench bench-pods fuzz clean
 
 all: build
 
@@ -112,6 +112,13 @@ manifests:
 ## In namespaces without a way out: what is downloaded is downloaded before.
 e2e: image programs
 	cd test/e2e && $(GO) test -count 1 -timeout 30m -p 1 ./...
+
+## Kubernetes' own conformance tests about Pods, volumes and Services, against a
+## cluster of two fairlead nodes. Takes half an hour, and is not part of `make test`.
+kubernetes-conformance: image programs
+	.ci/install test && .ci/install conformance
+	cd test/e2e && $(GO) run ./cmd/build-controlplane e2e.test agnhost nonewprivs
+	cd test/e2e && FAIRLEAD_CONFORMANCE=$${FAIRLEAD_CONFORMANCE:-yes} $(GO) test -count 1 -timeout 120m -v -run KubernetesOwn ./cluster
 
 ## Those of the control plane: the first time takes a quarter of an hour.
 programs:

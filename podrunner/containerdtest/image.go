@@ -67,16 +67,21 @@ func ProgramTar(name, program string, binary []byte, env ...string) ([]byte, err
 	if err != nil {
 		return nil, err
 	}
+	return LayerTar(layer, map[string]any{"Entrypoint": []string{"/" + program}, "Env": append([]string{"PATH=/"}, env...)}, name)
+}
+
+// LayerTar is an archive, as `docker save` writes it, of an image of one layer, a
+// tar, with the config that OCI's image specification has for containers.
+func LayerTar(layer []byte, container map[string]any, names ...string) ([]byte, error) {
 	sum := sha256.Sum256(layer)
 	config, err := json.Marshal(map[string]any{
-		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Entrypoint": []string{"/" + program}, "Env": append([]string{"PATH=/"}, env...)},
+		"architecture": runtime.GOARCH, "os": "linux", "config": container,
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(sum[:])}},
 	})
 	if err != nil {
 		return nil, err
 	}
-	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{name}, "Layers": []string{"layer.tar"}}})
+	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": names, "Layers": []string{"layer.tar"}}})
 	if err != nil {
 		return nil, err
 	}

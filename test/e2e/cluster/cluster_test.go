@@ -182,7 +182,7 @@ func (n *node) startAgent(build int) error {
 		"--cgroup-root", n.cgroup, "--pod-cgroup-root", n.podRoot,
 		"--client-ca-file", n.c.CAFile(), "--tls-cert-file", cert+".crt", "--tls-private-key-file", cert+".key",
 		"--node-labels", corev1.LabelTopologyZone+"="+n.zone+",fairlead.dev/agent=host",
-		"--service-cidr", controlplane.ServiceCIDRs, "--cluster-cidr", controlplane.PodCIDRs,
+		"--cluster-dns", clusterDNS, "--cluster-domain", "cluster.local", "--service-cidr", controlplane.ServiceCIDRs, "--cluster-cidr", controlplane.PodCIDRs,
 	)
 	return err
 }

@@ -37,7 +37,7 @@ func (k *testCase) eventually(condition func() error) {
 func serverSpec() corev1.PodSpec {
 	return corev1.PodSpec{
 		TerminationGracePeriodSeconds: new(int64(20)),
-		DNSPolicy:                     corev1.DNSDefault, // the cluster has no resolver
+		DNSPolicy:                     corev1.DNSDefault, // most tests have no resolver
 		Containers: []corev1.Container{{
 			Name: "server", Image: workloadImage, ImagePullPolicy: corev1.PullNever, Args: []string{"serve"},
 			Env: []corev1.EnvVar{{Name: "NODE_NAME", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "spec.nodeName"}}}},

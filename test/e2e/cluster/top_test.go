@@ -135,28 +135,8 @@ patches:
 // installMetricsServer runs it in a Pod, as its release says.
 func (k *testCase) installMetricsServer() {
 	k.Helper()
-	path, err := controlplane.MetricsServer.Path()
-	if err != nil {
-		k.Fatal(err)
-	}
-	program, err := os.ReadFile(path)
-	if err != nil {
-		k.Fatalf("%v; run `go run ./cmd/build-controlplane` in test/e2e once", err)
-	}
-	image, err := containerdtest.ProgramTar("fairlead.test/metrics-server:"+controlplane.MetricsServerVersion, "metrics-server", program)
-	if err != nil {
-		k.Fatal(err)
-	}
+	k.importProgram(controlplane.MetricsServer, "fairlead.test/metrics-server:"+controlplane.MetricsServerVersion)
 	dir := k.TempDir()
-	archive := filepath.Join(dir, "image.tar")
-	if err := os.WriteFile(archive, image, 0o644); err != nil {
-		k.Fatal(err)
-	}
-	for _, n := range k.nodes {
-		if err := n.importImage(archive); err != nil {
-			k.Fatal(err)
-		}
-	}
 	base, err := controlplane.MetricsServerManifests()
 	if err != nil {
 		k.Fatal(err)

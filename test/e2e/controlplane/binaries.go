@@ -23,6 +23,7 @@ const (
 	KubernetesVersion    = "v1.37.2"
 	EtcdVersion          = "v3.7.3"
 	MetricsServerVersion = "v0.9.0"
+	CoreDNSVersion       = "v1.15.0"
 )
 
 // Binary is a program of the control plane.
@@ -38,10 +39,15 @@ const (
 	Kubectl           Binary = "kubectl"
 	Kubelet           Binary = "kubelet"
 	MetricsServer     Binary = "metrics-server"
+	CoreDNS           Binary = "coredns"
+	// Conformance is Kubernetes' own end-to-end tests; the others run in their Pods.
+	Conformance Binary = "e2e.test"
+	Agnhost     Binary = "agnhost"
+	NoNewPrivs  Binary = "nonewprivs"
 )
 
 // Needed are the programs that the tests run.
-var Needed = []Binary{Etcd, APIServer, ControllerManager, Scheduler, KubeProxy, Kubectl, Kubelet, MetricsServer}
+var Needed = []Binary{Etcd, APIServer, ControllerManager, Scheduler, KubeProxy, Kubectl, Kubelet, MetricsServer, CoreDNS}
 
 // source says where a program comes from: its module's directory here, its
 // version and its package.
@@ -51,6 +57,12 @@ func (b Binary) source() (dir, version, pkg string, err error) {
 		return "etcd", EtcdVersion, "go.etcd.io/etcd/server/v3", nil
 	case APIServer, ControllerManager, Scheduler, KubeProxy, Kubectl, Kubelet:
 		return "kubernetes", KubernetesVersion, "k8s.io/kubernetes/cmd/" + string(b), nil
+	case Agnhost, NoNewPrivs:
+		return "kubernetes", KubernetesVersion, "k8s.io/kubernetes/test/images/" + string(b), nil
+	case Conformance:
+		return "kubernetes", KubernetesVersion, "./conformance", nil
+	case CoreDNS:
+		return "coredns", CoreDNSVersion, ".", nil
 	case MetricsServer:
 		return "metrics-server", MetricsServerVersion, metricsServerModule + "/cmd/metrics-server", nil
 	}
@@ -134,7 +146,11 @@ func (b Binary) build(ctx context.Context, log io.Writer, path string) error {
 	started := time.Now()
 	// The finished file appears at once or not at all.
 	building := path + ".building"
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", ldflags, "-o", building, pkg)
+	how := []string{"build"}
+	if b == Conformance {
+		how = []string{"test", "-c", "-vet=off"} // vet would read all of Kubernetes
+	}
+	cmd := exec.CommandContext(ctx, "go", append(how, "-trimpath", "-ldflags", ldflags, "-o", building, pkg)...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOOS="+runtime.GOOS, "GOARCH="+runtime.GOARCH)
 	cmd.Stdout, cmd.Stderr = log, log

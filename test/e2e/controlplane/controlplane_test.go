@@ -67,6 +67,7 @@ func TestTheModulesPinTheVersionsThatAreBuilt(t *testing.T) {
 	for file, want := range map[string]string{
 		"kubernetes/go.mod":     "k8s.io/kubernetes " + KubernetesVersion,
 		"etcd/go.mod":           "go.etcd.io/etcd/server/v3 " + EtcdVersion,
+		"coredns/go.mod":        "github.com/coredns/coredns " + CoreDNSVersion,
 		"metrics-server/go.mod": metricsServerModule + " " + MetricsServerVersion,
 	} {
 		b, err := os.ReadFile(file)

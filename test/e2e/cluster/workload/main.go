@@ -30,7 +30,7 @@ func main() {
 	}
 	run, ok := map[string]func([]string) error{
 		"pause": func([]string) error { pause.Run(); return nil }, "serve": serve, "control": control, "echo": echo, "cat": cat, "lines": lines,
-		"probe": probe, "api": api, "burn": burn, "exit": func([]string) error { os.Exit(7); return nil },
+		"probe": probe, "api": api, "burn": burn, "resolve": resolve, "exit": func([]string) error { os.Exit(7); return nil },
 	}[args[0]]
 	if !ok {
 		log.Fatalf("workload: no command %q", args[0])

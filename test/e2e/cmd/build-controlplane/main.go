@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command build-controlplane builds the etcd, the programs of the control plane,
-// the kubectl and the metrics-server that the e2e tests run, once per version,
+// kubectl, metrics-server and CoreDNS that the e2e tests run, once per version,
 // into $FAIRLEAD_CACHE or ~/.cache/fairlead. Arguments name the programs to build
 // instead, such as kube-proxy.
 package main
