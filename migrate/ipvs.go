@@ -256,27 +256,33 @@ func (s *ipvsState) endDatagrams(rules []netfilter.FlowRule) error {
 	})
 }
 
-// carries reports whether a virtual server has established connections.
+// carries reports whether a virtual server has connections that may go on.
 func (s *ipvsState) carries() (carries bool, err error) {
 	if s.empty() || len(s.servers) == 0 {
 		return false, nil
 	}
 	err = withIPVS(func(h *mobyipvs.Handle) error {
-		for _, v := range s.servers {
-			list, err := h.GetDestinations(v)
-			if gone(err) {
-				continue
-			}
-			if err != nil {
-				return fmt.Errorf("list destinations of virtual server %s: %w", v.Address, err)
-			}
-			for _, d := range list {
-				carries = carries || d.ActiveConnections > 0
-			}
+		known, err := s.known(h)
+		if err == nil && known {
+			carries, err = carried(h, s.servers)
 		}
-		return nil
+		return err
 	})
 	return carries, err
+}
+
+// known reports whether IPVS knows connections, be they over, of a virtual server.
+func (s *ipvsState) known(h *mobyipvs.Handle) (bool, error) {
+	for _, v := range s.servers {
+		list, err := h.GetDestinations(v)
+		if err != nil && !gone(err) {
+			return false, fmt.Errorf("list destinations of virtual server %s: %w", v.Address, err)
+		}
+		if slices.ContainsFunc(list, func(d *mobyipvs.Destination) bool { return d.ActiveConnections+d.InactiveConnections > 0 }) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // remove removes all of it. An ipset that a rule of somebody else uses stays.
@@ -286,14 +292,7 @@ func (s *ipvsState) remove() (removed []string, err error) {
 	}
 	var errs []error
 	if len(s.servers) > 0 {
-		err := withIPVS(func(h *mobyipvs.Handle) error {
-			for _, v := range s.servers {
-				if err := h.DelService(v); err != nil && !gone(err) {
-					return fmt.Errorf("remove virtual server %s: %w", v.Address, err)
-				}
-			}
-			return nil
-		})
+		err := s.removeServers()
 		if err == nil {
 			removed = append(removed, plural(len(s.servers), "IPVS virtual server"))
 		}
@@ -322,6 +321,31 @@ func (s *ipvsState) remove() (removed []string, err error) {
 		removed = append(removed, fmt.Sprintf("%s %s", plural(len(sets), "ipset"), strings.Join(sets, ", ")))
 	}
 	return removed, errors.Join(errs...)
+}
+
+// removeServers takes their destinations away first: IPVS lets go of connections
+// to these, which would go on to take answers of the Backend for their own.
+func (s *ipvsState) removeServers() error {
+	return withIPVS(func(h *mobyipvs.Handle) error {
+		for _, v := range s.servers {
+			list, err := h.GetDestinations(v)
+			if err != nil && !gone(err) {
+				return fmt.Errorf("list destinations of virtual server %s: %w", v.Address, err)
+			}
+			for _, d := range list {
+				if err := h.DelDestination(v, d); err != nil && !gone(err) {
+					return fmt.Errorf("take %s from virtual server %s: %w", d.Address, v.Address, err)
+				}
+			}
+		}
+		err := letGo(s.servers)
+		for _, v := range s.servers {
+			if derr := h.DelService(v); derr != nil && !gone(derr) {
+				return errors.Join(err, fmt.Errorf("remove virtual server %s: %w", v.Address, derr))
+			}
+		}
+		return err
+	})
 }
 
 // gone: somebody removed it meanwhile.

@@ -17,7 +17,7 @@ import (
 // connections of kube-proxy's time. It finds them by client and Backend alone,
 // and gives an answer the address of the Service that these two last met by,
 // also where a younger socket with the same port asked the Backend itself, as
-// sockets do that eBPF connects. TCP is remembered for 2 minutes, UDP for 5.
+// sockets do that eBPF connects.
 const mendTable = "fairlead-ipvs-answers"
 
 // behindIPVS is a priority after IPVS (100) and the kernel's NAT (100).

@@ -28,15 +28,14 @@ var (
 
 // TestKubeProxysIPVSModeIsReplacedOnDebiansKernel plays what test/e2e/migrate
 // plays of the other modes, a machine for each Dataplane that follows.
-// FAIRLEAD_KERNEL_MATRIX=kube-proxy asks for it and for nothing else: its load
-// wants the processor for itself. It plays eBPF, FAIRLEAD_KERNEL_MATRIX=kube-proxy-whole
-// all that follow.
+// FAIRLEAD_KERNEL_MATRIX=kube-proxy asks for eBPF and for nothing else: its load
+// wants the processor for itself. FAIRLEAD_KERNEL_MATRIX=whole plays all that follow.
 func TestKubeProxysIPVSModeIsReplacedOnDebiansKernel(t *testing.T) {
 	var dataplanes []string
 	switch os.Getenv("FAIRLEAD_KERNEL_MATRIX") {
 	case "kube-proxy":
 		dataplanes = []string{"ebpf"}
-	case "kube-proxy-whole":
+	case "whole":
 		dataplanes = []string{"ebpf", "nftables", "iptables"}
 	default:
 		t.Skip("FAIRLEAD_KERNEL_MATRIX does not ask for it")

@@ -12,9 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// forgotten is more than IPVS remembers a connection, 15 minutes. An answer to a
-// younger socket with the port of one that ended makes it count again; most are
-// seen as SYN_SENT, which is 2 minutes. Waiting costs an emulated machine little.
+// forgotten is more than IPVS remembers a connection whose end it did not see, 15
+// minutes. Waiting costs an emulated machine little.
 const forgotten = 20 * time.Minute
 
 // needsIPVS skips where kube-proxy cannot have that mode.
