@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -236,14 +237,24 @@ func heardOnly(t *testing.T, l *lab, tracer dataplane.Tracer, o dataplane.TraceO
 
 // boundHolds asks far more often than may be heard.
 func boundHolds(t *testing.T, l *lab, tracer dataplane.Tracer) {
-	const asked, rate = 200, 5
+	const burst, rate = 200, 5
 	h := hear(t, tracer, dataplane.TraceOptions{PerSecond: rate})
 	waitForListener(t, l, h)
 	begun := time.Now()
-	if _, err := l.members["client"].do(call{Op: opAsk, Request: request{Protocol: "TCP", To: netip.MustParseAddrPort("10.96.7.1:80"), Times: asked, Timeout: silentFor}}); err != nil {
+	if _, err := l.members["client"].do(call{Op: opAsk, Request: request{Protocol: "TCP", To: netip.MustParseAddrPort("10.96.7.1:80"), Times: burst}}); err != nil {
 		t.Error(err)
 	}
-	time.Sleep(50 * time.Millisecond)
+	// Decisions are heard in their order: one after the burst is heard after it.
+	asked, ended := burst, time.Now()
+	later := func(d dataplane.Decision) bool { return d.Service == "default/sticky" && d.Time.After(ended) }
+	for !slices.ContainsFunc(h.heardNow(), later) {
+		if time.Since(ended) > 10*time.Second*slowness {
+			t.Error("nothing is heard after the burst")
+			break
+		}
+		l.ask(t, "client", "10.96.7.2:80")
+		asked++
+	}
 	seconds := int(time.Since(begun)/time.Second) + 2
 	h.stop()
 	<-h.done
