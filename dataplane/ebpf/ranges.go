@@ -105,7 +105,8 @@ func (r *ranges) release(freedBefore time.Time) {
 	}
 }
 
-// compact merges all free runs, so that one of another size fits.
+// compact merges all free runs, also with what was never handed out, so that one
+// of another size fits.
 func (r *ranges) compact() {
 	all := r.holes
 	for n, list := range r.free {
@@ -122,6 +123,10 @@ func (r *ranges) compact() {
 			continue
 		}
 		merged = append(merged, s)
+	}
+	if k := len(merged); k > 0 && merged[k-1].end() == r.next {
+		r.next = merged[k-1].base
+		merged = merged[:k-1]
 	}
 	r.holes = merged
 }
