@@ -114,7 +114,7 @@ func (r *Runtime) leftovers() (left []string) {
 // awaitNoLeftovers gives those that stay. It is patient, since the kernel takes
 // some of them apart behind the back of who asked for it, and machines are slow.
 func (r *Runtime) awaitNoLeftovers() (left []string) {
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if left = r.leftovers(); len(left) == 0 || time.Now().After(end) {
 			return left
 		}
