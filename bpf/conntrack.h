@@ -60,12 +60,75 @@ static __always_inline void conntrack_flag_peer(const struct tuple *key, const s
 		peer->flags |= flags;
 }
 
-static __always_inline void conntrack_delete(const struct tuple *key, const struct conntrack_entry *e,
+/* A turn lasts for two map operations: some 100 ns. */
+#define TURN_TRIES 16
+
+static __always_inline bool turn_begin(struct conntrack_turn *turn)
+{
+	for (int i = 0; i < TURN_TRIES; i++) {
+		__u32 taken;
+
+		bpf_spin_lock(&turn->lock);
+		taken = turn->taken;
+		turn->taken = 1;
+		bpf_spin_unlock(&turn->lock);
+		if (!taken)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline void turn_end(struct conntrack_turn *turn)
+{
+	bpf_spin_lock(&turn->lock);
+	turn->taken = 0;
+	bpf_spin_unlock(&turn->lock);
+}
+
+static __always_inline struct conntrack_turn *turn_of(const struct tuple *key)
+{
+	__u32 n = key->source.word[3] ^ key->destination.word[3] ^
+		  ((__u32)key->source_port << 16 | key->destination_port);
+
+	n = (n * 0x9e3779b1) >> 24; /* Fibonacci hashing, to CONNTRACK_TURNS */
+	return bpf_map_lookup_elem(&conntrack_turns, &n);
+}
+
+/* Takes an entry out, so that another flow may have its place. What looks at an
+ * entry and then deletes it would delete the other flow's: so each looks and
+ * deletes in its turn, and an entry that may be in its way goes by this. False:
+ * somebody else's turn does not end, and nothing was done. */
+static __always_inline bool conntrack_remove(const struct tuple *key)
+{
+	struct conntrack_turn *turn = turn_of(key);
+
+	if (!turn || !turn_begin(turn))
+		return false;
+	bpf_map_delete_elem(&conntrack, key);
+	turn_end(turn);
+	return true;
+}
+
+/* Gives an entry's place to another one. */
+static __always_inline bool conntrack_replace(const struct tuple *key, const struct conntrack_entry *by)
+{
+	struct conntrack_turn *turn = turn_of(key);
+	bool failed;
+
+	if (!turn || !turn_begin(turn))
+		return false;
+	failed = bpf_map_update_elem(&conntrack, key, by, BPF_ANY);
+	turn_end(turn);
+	return !failed;
+}
+
+/* conntrack_remove of both halves. A peer that stays is in nobody's way. */
+static __always_inline bool conntrack_delete(const struct tuple *key, const struct conntrack_entry *e,
 					     struct tuple *scratch)
 {
 	if (conntrack_peer(key, e, scratch))
-		bpf_map_delete_elem(&conntrack, scratch);
-	bpf_map_delete_elem(&conntrack, key);
+		conntrack_remove(scratch);
+	return conntrack_remove(key);
 }
 
 /* Set at load: how long a UDP flow may be silent. */

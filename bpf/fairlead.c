@@ -16,6 +16,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "age.h"
 #include "sock.h"
 #include "sweep.h"
 #include "tc.h"

@@ -223,6 +223,7 @@ const (
 	FairleadMapAffinity                = "affinity"
 	FairleadMapBackendStates           = "backend_states"
 	FairleadMapConntrack               = "conntrack"
+	FairleadMapConntrackTurns          = "conntrack_turns"
 	FairleadMapCounters                = "counters"
 	FairleadMapDatagrams               = "datagrams"
 	FairleadMapDrops                   = "drops"
@@ -242,6 +243,7 @@ const (
 	FairleadMapTraceEvents             = "trace_events"
 	FairleadMapTraceListener           = "trace_listener"
 	FairleadMapTraceServices           = "trace_services"
+	FairleadProgFairleadAge            = "fairlead_age"
 	FairleadProgFairleadConnect4       = "fairlead_connect4"
 	FairleadProgFairleadConnect6       = "fairlead_connect6"
 	FairleadProgFairleadFromHost       = "fairlead_from_host"
@@ -304,6 +306,7 @@ type FairleadSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FairleadProgramSpecs struct {
+	FairleadAge          *ebpf.ProgramSpec `ebpf:"fairlead_age"`
 	FairleadConnect4     *ebpf.ProgramSpec `ebpf:"fairlead_connect4"`
 	FairleadConnect6     *ebpf.ProgramSpec `ebpf:"fairlead_connect6"`
 	FairleadFromHost     *ebpf.ProgramSpec `ebpf:"fairlead_from_host"`
@@ -327,6 +330,7 @@ type FairleadMapSpecs struct {
 	Affinity         *ebpf.MapSpec `ebpf:"affinity"`
 	BackendStates    *ebpf.MapSpec `ebpf:"backend_states"`
 	Conntrack        *ebpf.MapSpec `ebpf:"conntrack"`
+	ConntrackTurns   *ebpf.MapSpec `ebpf:"conntrack_turns"`
 	Counters         *ebpf.MapSpec `ebpf:"counters"`
 	Datagrams        *ebpf.MapSpec `ebpf:"datagrams"`
 	Drops            *ebpf.MapSpec `ebpf:"drops"`
@@ -381,6 +385,7 @@ type FairleadMaps struct {
 	Affinity         *ebpf.Map `ebpf:"affinity"`
 	BackendStates    *ebpf.Map `ebpf:"backend_states"`
 	Conntrack        *ebpf.Map `ebpf:"conntrack"`
+	ConntrackTurns   *ebpf.Map `ebpf:"conntrack_turns"`
 	Counters         *ebpf.Map `ebpf:"counters"`
 	Datagrams        *ebpf.Map `ebpf:"datagrams"`
 	Drops            *ebpf.Map `ebpf:"drops"`
@@ -407,6 +412,7 @@ func (m *FairleadMaps) Close() error {
 		m.Affinity,
 		m.BackendStates,
 		m.Conntrack,
+		m.ConntrackTurns,
 		m.Counters,
 		m.Datagrams,
 		m.Drops,
@@ -443,6 +449,7 @@ type FairleadVariables struct {
 //
 // It can be passed to LoadFairleadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FairleadPrograms struct {
+	FairleadAge          *ebpf.Program `ebpf:"fairlead_age"`
 	FairleadConnect4     *ebpf.Program `ebpf:"fairlead_connect4"`
 	FairleadConnect6     *ebpf.Program `ebpf:"fairlead_connect6"`
 	FairleadFromHost     *ebpf.Program `ebpf:"fairlead_from_host"`
@@ -461,6 +468,7 @@ type FairleadPrograms struct {
 
 func (p *FairleadPrograms) Close() error {
 	return _FairleadClose(
+		p.FairleadAge,
 		p.FairleadConnect4,
 		p.FairleadConnect6,
 		p.FairleadFromHost,

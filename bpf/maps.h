@@ -73,6 +73,22 @@ struct {
 	__uint(max_entries, 1024);
 } conntrack SEC(".maps");
 
+/* Whose turn it is to take entries out of conntrack, by a hash of their keys.
+ * Not pinned: nobody is at it between two packets. */
+#define CONNTRACK_TURNS 256
+
+struct conntrack_turn {
+	struct bpf_spin_lock lock; /* of taken; no helper may be called under it */
+	__u32 taken;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct conntrack_turn);
+	__uint(max_entries, CONNTRACK_TURNS);
+} conntrack_turns SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct affinity_key);

@@ -195,16 +195,15 @@ static __always_inline int enter_reply(struct scratch *s, const struct node_sett
 		taken = bpf_map_lookup_elem(&conntrack, &s->key);
 		if (!taken)
 			return DROP_CONNTRACK_FULL + 1;
-		if (!is_other_half(taken, forward)) {
-			if (!may_take(taken, forward->protocol, i)) {
-				s->entry.source_port = bpf_htons(next_port(conf, n + 1 + i));
-				continue;
-			}
-			conntrack_delete(&s->key, taken, &ended);
-		}
-		return bpf_map_update_elem(&conntrack, &s->key, &reply, BPF_ANY) ? DROP_CONNTRACK_FULL + 1 : 0;
+		if (is_other_half(taken, forward) || may_take(taken, forward->protocol, i))
+			goto take;
+		s->entry.source_port = bpf_htons(next_port(conf, n + 1 + i));
 	}
 	return DROP_PORTS_EXHAUSTED + 1;
+take:
+	if (!is_other_half(taken, forward) && conntrack_peer(&s->key, taken, &ended))
+		conntrack_remove(&ended);
+	return conntrack_replace(&s->key, &reply) ? 0 : DROP_CONNTRACK_FULL + 1;
 }
 
 #endif

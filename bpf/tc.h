@@ -228,13 +228,16 @@ static __always_inline enum outcome decide(struct scratch *s, enum side side)
 {
 	struct conntrack_entry *e = bpf_map_lookup_elem(&conntrack, &s->packet.tuple);
 
+	s->reason = DROP_CONNTRACK_FULL;
 	if (e && conntrack_is_over(&s->packet, e, &s->key)) {
-		conntrack_delete(&s->packet.tuple, e, &s->key);
+		if (!conntrack_delete(&s->packet.tuple, e, &s->key))
+			return DROP_PACKET;
 		e = 0;
 	}
 	/* Once a second is often enough: a half goes in a full map only. */
 	if (e && e->last_seen_seconds != now_seconds() && !conntrack_is_whole(s, e)) {
-		bpf_map_delete_elem(&conntrack, &s->packet.tuple);
+		if (!conntrack_remove(&s->packet.tuple))
+			return DROP_PACKET;
 		e = 0;
 	}
 	if (!e)

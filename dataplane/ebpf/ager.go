@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -24,19 +26,39 @@ type ager struct {
 	cursor    ebpf.MapBatchCursor
 	keys      []bpf.FairleadTuple
 	values    []bpf.FairleadConntrackEntry
-	looked    func() // for tests: entries were read, and none was deleted yet
+
+	end    *ebpf.Program // fairlead_age
+	packet []byte        // what it is run over
+	idle   []idleFlow    // the flows in there
+	n      int           // and how many of them are to be ended
+	log    *slog.Logger
+	failed bool // said once
+
+	looked func() // for tests: entries were read, and none was deleted yet
 }
 
-func newAger(conntrack *ebpf.Map, t Timeouts) *ager {
+// idleFlow is struct idle_flow of bpf/age.h.
+type idleFlow struct {
+	half            [2]bpf.FairleadTuple
+	lastSeenSeconds [2]uint32
+	halves          uint32
+}
+
+func newAger(conntrack *ebpf.Map, end *ebpf.Program, t Timeouts, log *slog.Logger) *ager {
+	packet := make([]byte, idleFlowsAt+idleFlowsMax*unsafe.Sizeof(idleFlow{}))
 	return &ager{
-		conntrack: conntrack, timeouts: t,
-		keys: make([]bpf.FairleadTuple, ageBatch), values: make([]bpf.FairleadConntrackEntry, ageBatch), looked: func() {},
+		conntrack: conntrack, end: end, timeouts: t, log: log,
+		keys: make([]bpf.FairleadTuple, ageBatch), values: make([]bpf.FairleadConntrackEntry, ageBatch),
+		packet: packet, idle: sliceOf[idleFlow](packet[idleFlowsAt:], idleFlowsMax), looked: func() {},
 	}
 }
 
 const (
 	ageTick  = 250 * time.Millisecond
 	ageBatch = 1024 // entries looked at per tick at most
+
+	idleFlowsAt  = 16 // IDLE_FLOWS_AT
+	idleFlowsMax = 32 // IDLE_FLOWS_MAX
 )
 
 // Flags of conntrack_entry (bpf/layout.h).
@@ -62,43 +84,56 @@ func (a *ager) run(ctx context.Context) {
 	}
 }
 
-// step looks at the next entries and deletes the flows that are over.
-func (a *ager) step() {
+// step looks at the next entries and deletes the flows that are over. At the end
+// of the map it says so.
+func (a *ager) step() (more bool) {
 	n, err := a.conntrack.BatchLookup(&a.cursor, a.keys, a.values, nil)
 	if err != nil { // at the end of the map, or a bucket that does not fit
 		a.cursor = ebpf.MapBatchCursor{}
 		if !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return
+			return false
 		}
 	}
+	more = err == nil
 	now := monotonicSeconds()
 	a.looked()
 	for i := range a.keys[:n] {
 		if a.timeouts.expired(&a.keys[i], &a.values[i], now) {
-			a.forget(&a.keys[i], &a.values[i])
+			a.note(&a.keys[i], &a.values[i], now)
 		}
 	}
+	a.endIdle()
+	return more
 }
 
-// forget deletes both halves of a flow. Each is read once more right before: a
-// new flow may have its place since it was looked at.
-func (a *ager) forget(key *bpf.FairleadTuple, e *bpf.FairleadConntrackEntry) {
+// note has a flow ended, if its other direction is idle, too.
+func (a *ager) note(key *bpf.FairleadTuple, e *bpf.FairleadConntrackEntry, now uint32) {
+	f := idleFlow{half: [2]bpf.FairleadTuple{*key}, lastSeenSeconds: [2]uint32{e.LastSeenSeconds}, halves: 1}
 	peerKey := conntrackPeer(key, e)
 	var peer bpf.FairleadConntrackEntry
-	whole := a.conntrack.Lookup(&peerKey, &peer) == nil && conntrackPeer(&peerKey, &peer) == *key
-	if whole && !a.timeouts.expired(&peerKey, &peer, monotonicSeconds()) {
-		return
+	if a.conntrack.Lookup(&peerKey, &peer) == nil && conntrackPeer(&peerKey, &peer) == *key {
+		if !a.timeouts.expired(&peerKey, &peer, now) {
+			return
+		}
+		f.half[1], f.lastSeenSeconds[1], f.halves = peerKey, peer.LastSeenSeconds, 2
 	}
-	a.deleteExpired(key)
-	if whole {
-		a.deleteExpired(&peerKey)
+	a.idle[a.n] = f
+	if a.n++; a.n == len(a.idle) {
+		a.endIdle()
 	}
 }
 
-func (a *ager) deleteExpired(key *bpf.FairleadTuple) {
-	var e bpf.FairleadConntrackEntry
-	if a.conntrack.Lookup(key, &e) == nil && a.timeouts.expired(key, &e, monotonicSeconds()) {
-		a.conntrack.Delete(key)
+// endIdle has a program delete them: only one sees to it that each is still
+// what it was here, and no new flow has its place.
+func (a *ager) endIdle() {
+	if a.n == 0 {
+		return
+	}
+	data := a.packet[:idleFlowsAt+a.n*int(unsafe.Sizeof(idleFlow{}))]
+	a.n = 0
+	if _, err := a.end.Run(&ebpf.RunOptions{Data: data}); err != nil && !a.failed {
+		a.failed = true
+		a.log.Warn("end idle flows: they stay until the map is full", "error", err)
 	}
 }
 

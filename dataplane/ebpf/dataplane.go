@@ -113,7 +113,7 @@ func (d *Dataplane) start(ctx context.Context) error {
 	if d.sweeper, err = newSweeper(d.programs, d.maps, d.options.Logger); err != nil {
 		return err
 	}
-	ager := newAger(d.maps["conntrack"], d.options.Timeouts)
+	ager := newAger(d.maps["conntrack"], d.programs.FairleadAge, d.options.Timeouts, d.options.Logger)
 	for _, run := range []func(context.Context){d.devices.run, d.sweeper.run, ager.run} {
 		d.workers.Go(func() { run(ctx) })
 	}

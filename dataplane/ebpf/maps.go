@@ -176,7 +176,7 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*bpf.Fa
 		FairleadRecvmsg4: coll.DetachProgram("fairlead_recvmsg4"), FairleadRecvmsg6: coll.DetachProgram("fairlead_recvmsg6"),
 		FairleadGetpeername4: coll.DetachProgram("fairlead_getpeername4"), FairleadGetpeername6: coll.DetachProgram("fairlead_getpeername6"),
 		FairleadFromUplink: coll.DetachProgram("fairlead_from_uplink"), FairleadFromPod: coll.DetachProgram("fairlead_from_pod"),
-		FairleadFromHost: coll.DetachProgram("fairlead_from_host"),
+		FairleadFromHost: coll.DetachProgram("fairlead_from_host"), FairleadAge: coll.DetachProgram("fairlead_age"),
 		FairleadSweepUdp: coll.DetachProgram("fairlead_sweep_udp"), FairleadSweepTcp: coll.DetachProgram("fairlead_sweep_tcp"),
 		FairleadSweepFind: find,
 	}, nil
