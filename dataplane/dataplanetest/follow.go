@@ -24,9 +24,7 @@ type FollowOptions struct {
 	Read func() (dataplane.Reader, error)
 	// Check looks for more than a reader sees, after each Change. May be nil.
 	Check func(t Failer, d dataplane.Dataplane)
-	// MistakesOwn: a Watcher takes an own change for drift now and then.
-	MistakesOwn bool
-	Shape       Shape
+	Shape Shape
 	// Runs is how many times it plays, where a step takes long. Default: as
 	// often as rapid likes.
 	Runs int
@@ -125,7 +123,7 @@ func (f *follower) step(t *rapid.T, last bool) {
 		}
 		f.holds(t)
 	}
-	if w, is := f.d.(dataplane.Watcher); is && !f.MistakesOwn {
+	if w, is := f.d.(dataplane.Watcher); is {
 		select {
 		case <-w.Drifted():
 			t.Fatalf("own changes signalled drift")

@@ -3,6 +3,7 @@
 package ipvs
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"os"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,6 +31,8 @@ const (
 // routes are those of the device, in the network namespace it was opened in.
 type routes struct {
 	handle  *netlink.Handle
+	remover *nl.SocketHandle // what routes are removed by
+	port    uint32           // its netlink port: whose changes are our own
 	index   int
 	mtu     int // of IPv4 routes
 	primary map[*family]netip.Addr
@@ -39,10 +43,29 @@ func openRoutes() (*routes, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open rtnetlink: %w", err)
 	}
-	return &routes{handle: h, primary: map[*family]netip.Addr{}}, nil
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE) // to nothing
+	if err != nil {
+		h.Close()
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	r := &routes{handle: h, remover: &nl.SocketHandle{Socket: s}, primary: map[*family]netip.Addr{}}
+	if r.port, err = s.GetPid(); err != nil {
+		r.close()
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	return r, nil
 }
 
-func (r *routes) close() { r.handle.Close() }
+func (r *routes) close() {
+	r.handle.Close()
+	r.remover.Close()
+}
+
+// isUp reports whether the device is there and up.
+func (r *routes) isUp() bool {
+	l, err := r.handle.LinkByIndex(r.index)
+	return err == nil && l.Attrs().Flags&net.FlagUp != 0
+}
 
 // device makes the device where it is missing, and sets it up.
 func (r *routes) device() (made bool, err error) {
@@ -164,10 +187,19 @@ func (r *routes) add(a netip.Addr, replace bool) error {
 	return nil
 }
 
+// remove goes by a socket of its own: word of it comes late, when the address may
+// be routed again, and is to be known from that of another program.
 func (r *routes) remove(a netip.Addr) error {
 	route := r.route(a)
-	route.Src, route.MTU = nil, 0 // whatever they are
-	err := r.handle.RouteDel(route)
+	m := nl.NewRtDelMsg()
+	m.Family, m.Dst_len = uint8(familyOf(a).protocol), uint8(a.BitLen())
+	m.Table, m.Type, m.Scope, m.Protocol = localTable, unix.RTN_LOCAL, uint8(route.Scope), routeProtocol
+	request := nl.NewNetlinkRequest(unix.RTM_DELROUTE, unix.NLM_F_ACK)
+	request.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: r.remover}
+	request.AddData(m)
+	request.AddData(nl.NewRtAttr(unix.RTA_DST, a.AsSlice()))
+	request.AddData(nl.NewRtAttr(unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, uint32(r.index))))
+	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
 	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove route of %s: %w", a, err)
 	}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"net"
 	"net/netip"
 	"syscall"
 	"time"
@@ -46,6 +45,9 @@ func openWatch(d *Dataplane) (*watch, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("watch devices: %w", err), w.close())
 	}
+	if err := withoutPort(w.links.GetFd(), d.routes.port); err != nil {
+		return nil, errors.Join(fmt.Errorf("watch routes: %w", err), w.close())
+	}
 	for _, s := range []*nl.NetlinkSocket{w.rules, w.links} {
 		_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBytes)
 	}
@@ -53,7 +55,7 @@ func openWatch(d *Dataplane) (*watch, error) {
 }
 
 // withoutPort filters out events that the socket of a port caused: those of
-// our own transactions. A netlink message has the port at byte 12, in host
+// our own changes. A netlink message has the port at byte 12, in host
 // byte order, which a filter reads as network byte order.
 func withoutPort(fd int, port uint32) error {
 	if nl.NativeEndian() == binary.LittleEndian {
@@ -142,8 +144,8 @@ func aboutTable(m syscall.NetlinkMessage) bool {
 	return false
 }
 
-// aboutDevice reports whether our device went or is down, or lost a route that
-// it should have.
+// aboutDevice reports whether our device is gone or down, or lost a route that it
+// should have. Word of a device that was down for a moment is of the past.
 func (w *watch) aboutDevice(m syscall.NetlinkMessage) bool {
 	w.d.mu.Lock()
 	defer w.d.mu.Unlock()
@@ -156,7 +158,8 @@ func (w *watch) aboutDevice(m syscall.NetlinkMessage) bool {
 			return false
 		}
 		index, flags := int32(binary.NativeEndian.Uint32(m.Data[4:])), binary.NativeEndian.Uint32(m.Data[8:])
-		return int(index) == w.d.routes.index && (m.Header.Type == unix.RTM_DELLINK || net.Flags(flags)&unix.IFF_UP == 0)
+		down := m.Header.Type == unix.RTM_DELLINK || flags&unix.IFF_UP == 0
+		return int(index) == w.d.routes.index && down && !w.d.routes.isUp()
 	case unix.RTM_DELROUTE:
 		return w.lostRoute(m.Data)
 	}
