@@ -48,7 +48,7 @@ func (k *KubeProxy) Sync(ctx context.Context, t *dataplane.Table) (changed int, 
 			return 0, err
 		}
 		if how == "" {
-			return 0, k.wait(`kube-proxy does not run on this node: start it first, kubectl -n kube-system patch daemonset kube-proxy --type merge -p '{"spec":{"template":{"spec":{"nodeSelector":{"fairlead.dev/kube-proxy":null}}}}}'`)
+			return 0, k.wait(`kube-proxy does not run on this node: start it first: kubectl label node NODE fairlead.dev/proxy- (or its service)`)
 		}
 	}
 	serves, err := readServed(ctx)

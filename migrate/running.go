@@ -144,5 +144,7 @@ func isHealth(body []byte) bool {
 	return json.Unmarshal(body, &answer) == nil && answer.LastUpdated != nil && answer.CurrentTime != nil
 }
 
-// Remedy is what to do about a kube-proxy that runs.
-const Remedy = `take it off this node first: kubectl -n kube-system patch daemonset kube-proxy --type merge -p '{"spec":{"template":{"spec":{"nodeSelector":{"fairlead.dev/kube-proxy":"off"}}}}}' (or stop its service), its rules stay until fairlead has taken over`
+// Remedy is what to do about a kube-proxy that runs: on this node, and no other.
+const Remedy = `take it off this node first: kubectl -n kube-system patch daemonset kube-proxy --type merge -p '{"spec":{"template":{"spec":{"affinity":{"nodeAffinity":` +
+	`{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"fairlead.dev/proxy","operator":"DoesNotExist"}]}]}}}}}}}' once, ` +
+	`then kubectl label node NODE fairlead.dev/proxy= (or stop its service), its rules stay until fairlead has taken over`

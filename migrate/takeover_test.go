@@ -157,7 +157,7 @@ add map ip kube-proxy service-nodeports { type inet_proto . inet_service : verdi
 			r := NewReport(nil)
 			k := NewKubeProxy(r, func(context.Context) (string, error) { return runs, nil })
 			for _, step := range []struct{ do, want string }{
-				{"", "kube-proxy does not run on this node: start it first, kubectl -n kube-system patch"},
+				{"", "kube-proxy does not run on this node: start it first: kubectl label node"},
 				{"", "kube-proxy's rules lack 2 of 2 Frontends, first default/web 10.96.0.10:80/TCP"},
 				{tc.some, "kube-proxy's rules lack 1 of 2 Frontends, first default/web 192.0.2.1:30080/TCP"},
 				{tc.all, ""},
