@@ -22,7 +22,7 @@ import (
 
 // tools are programs of this machine that Kubernetes' tests run in Pods, beside
 // busybox's; sh is bash, as busybox's has its own nc.
-var tools = []string{"bash", "curl", "nc.openbsd", "ip", "ss", "socat"}
+var tools = []string{"bash", "curl", "dig", "nc.openbsd", "ip", "ss", "socat"}
 
 // tree is a root filesystem, by path.
 type tree map[string]*treeEntry
@@ -74,7 +74,7 @@ var library = regexp.MustCompile(`/\S+`)
 func (t tree) add(program string) error {
 	path, err := exec.LookPath(program)
 	if err != nil {
-		return fmt.Errorf("%w: install what Kubernetes' tests use: bash curl iproute2 netcat-openbsd socat", err)
+		return fmt.Errorf("%w: install what Kubernetes' tests use: .ci/install conformance", err)
 	}
 	libraries, err := exec.Command("ldd", path).Output()
 	if err != nil {
@@ -163,7 +163,7 @@ func (k *testCase) importConformanceImages() {
 		config map[string]any
 		names  []string
 	}{
-		{full, map[string]any{"Entrypoint": []string{"/agnhost"}, "Cmd": []string{"pause"}}, []string{registry + "agnhost:2.66.1", registry + "agnhost:2.55"}},
+		{full, map[string]any{"Entrypoint": []string{"/agnhost"}, "Cmd": []string{"pause"}}, []string{registry + "agnhost:2.66.1", registry + "agnhost:2.55", registry + "glibc-dns-testing:2.1.1"}},
 		{full, map[string]any{"Entrypoint": []string{"/agnhost", "pause"}}, []string{"registry.k8s.io/pause:3.10.2"}},
 		{full, map[string]any{"Entrypoint": []string{"/agnhost", "test-webserver"}}, []string{registry + "nginx:1.27.0-2", registry + "nginx:1.28.0-2"}},
 		{small, map[string]any{"Cmd": []string{"sh"}}, []string{registry + "busybox:1.37.0-2"}},
