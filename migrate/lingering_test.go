@@ -168,12 +168,13 @@ func TestOfIPVSConnectionsThatMayGoOnHold(t *testing.T) {
 }
 
 func TestOfIPVSAHalfClosedConnectionHolds(t *testing.T) {
-	l := carrier(t)
+	carrier(t)
 	late, err := net.Listen("tcp4", "10.244.1.2:8081")
 	do(t, err)
 	defer late.Close()
 	virtualServer(t, "10.96.0.10:81", 0, "10.244.1.2:8081")
-	if l, err = Find(t.Context()); err != nil {
+	l, err := Find(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
 	c, err := from("tcp4", "10.244.1.9", 0).Dial("tcp4", "10.96.0.10:81")

@@ -22,7 +22,7 @@ import (
 
 // tools are programs of this machine that Kubernetes' tests run in Pods, beside
 // busybox's; sh is bash, as busybox's has its own nc.
-var tools = []string{"bash", "curl", "dig", "nc.openbsd", "ip", "ss", "socat"}
+var tools = []string{"bash", "curl", "dig", "getent", "nc.openbsd", "ip", "ss", "socat"}
 
 // tree is a root filesystem, by path.
 type tree map[string]*treeEntry
@@ -47,6 +47,7 @@ func busybox() (tree, error) {
 	t["tmp"].mode = fs.ModeDir | fs.ModeSticky | 0o777
 	t.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nuser-defined-in-image:x:1000:1000::/home:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"))
 	t.file("etc/group", 0o644, []byte("root:x:0:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\nnogroup:x:65534:\n"))
+	t.file("etc/nsswitch.conf", 0o644, []byte("hosts: files dns\n"))
 	path, err := exec.LookPath("busybox")
 	if err != nil {
 		return nil, fmt.Errorf("%w: install busybox-static", err)
