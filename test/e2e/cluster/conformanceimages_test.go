@@ -16,6 +16,8 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/client-go/util/cert"
+
 	"fairlead.dev/podrunner/containerdtest"
 	"fairlead.dev/test/e2e/controlplane"
 )
@@ -153,6 +155,12 @@ func (k *testCase) importConformanceImages() {
 	_, agnhost := k.program(controlplane.Agnhost)
 	full.file("agnhost", 0o755, agnhost)
 	full.link("agnhost-2", "agnhost")
+	certificate, key, err := cert.GenerateSelfSignedCertKey("localhost", nil, nil) // of a server that it can be
+	if err != nil {
+		k.Fatal(err)
+	}
+	full.file("localhost.crt", 0o644, certificate)
+	full.file("localhost.key", 0o644, key)
 	nnp := maps.Clone(small)
 	_, program := k.program(controlplane.NoNewPrivs)
 	nnp.file("bin/nnp", fs.ModeSetuid|0o755, program)
