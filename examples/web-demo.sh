@@ -123,7 +123,7 @@ import responder
 run containerd --version
 
 start_agent() {
-	"$fairlead" run --manifests "$dir/manifests" --pods cri "$socket" --node-name node1 --bind-address 192.0.2.11 --cluster-cidr 10.88.0.0/16 \
+	"$fairlead" run --manifests "$dir/manifests" --pods cri "$socket" --eviction-hard 'memory.available<1Mi' --node-name node1 --bind-address 192.0.2.11 --cluster-cidr 10.88.0.0/16 \
 		"$pins" --cgroup-root "$root/$FAIRLEAD_WEB_DEMO" --pod-cgroup-root "/$FAIRLEAD_WEB_DEMO/kubepods" --pod-log-dir "$dir/log" "$state" \
 		--metrics-bind-address= --healthz-bind-address= >>"$dir/agent.log" 2>&1 &
 	agent=$!

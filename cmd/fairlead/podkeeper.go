@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 
@@ -15,9 +16,17 @@ import (
 
 // newKeeper makes what keeps the node from filling up.
 func (p *pods) newKeeper() (*housekeeping.Keeper, error) {
+	least, err := p.c.Shortages()
+	if err != nil {
+		return nil, err
+	}
+	never := func(percent int) int { return cmp.Or(percent, -1) } // less than 0 % is never available
 	return housekeeping.New(housekeeping.Options{
 		Pods: p.runner, Volumes: p.volumes, NodeName: p.c.NodeName, Root: p.c.StateDir, LogRoot: p.c.PodLogDir,
 		Events: p.events, Pressure: p.pressure, StatusKept: p.cluster != nil, Logger: p.log,
+		LeastMemoryBytes: cmp.Or(least.MemoryBytes, -1), LeastNodePercent: never(least.NodefsPercent),
+		LeastImagePercent: never(least.ImagefsPercent), LeastInodesPercent: never(least.InodesPercent),
+		ImageHighPercent: p.c.ImageGCHighThreshold, ImageLowPercent: p.c.ImageGCLowThreshold,
 		// Without a control plane an image that was imported may be the only one.
 		KeepImported: p.cluster == nil,
 	})

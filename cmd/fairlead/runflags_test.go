@@ -39,6 +39,7 @@ var values = map[string]string{
 	"nodeport-addresses": "primary", "metrics-bind-address": "127.0.0.1:1", "healthz-bind-address": "127.0.0.1:2", "devices": "eth*,lo",
 	"masquerade-ports": "1-2", "log-level": "warn", "log-format": "json", "profiling": "true", "kubeconfig": "", "v": "5",
 	"iptables-masquerade-bit": "15", "ipvs-scheduler": "sh", "ipvs-strict-arp": "true", "pod-network": "host-gw", "cgroup-driver": "systemd",
+	"eviction-hard": "memory.available<1Gi,nodefs.available<3%", "image-gc-high-threshold": "99", "image-gc-low-threshold": "7",
 	"cluster-dns": "10.96.0.10", "pod-cidr": "10.244.1.0/24", "node-labels": "a=b", "register-with-taints": "a=b:NoSchedule", "drain-on-stop": "true", "kubelet-rotate-server-certificates": "true", "take-over": "true",
 	"status-page": "true", "metrics-auth": "delegated", "external-ips": "deny", "load-balancer-ips": "203.0.113.0/24", "pod-log-dir": "/logs", "pod-cgroup-root": "/pods", "kubelet-bind-address": "127.0.0.1:1",
 }

@@ -126,6 +126,13 @@ type Configuration struct {
 	CgroupDriver  string `json:"cgroupDriver" flag:"cgroup-driver"`
 	// MaxPods is how many Pods the node takes.
 	MaxPods int `json:"maxPods" flag:"max-pods"`
+	// EvictionHard are SIGNAL<QUANTITY: with less available Pods are evicted, as
+	// the kubelet's evictionHard. Not named: not looked at.
+	EvictionHard List `json:"evictionHard" flag:"eviction-hard"`
+	// From ImageGCHighThreshold percent of their filesystem on, images are removed
+	// down to ImageGCLowThreshold. 100: not before the disk is short.
+	ImageGCHighThreshold int `json:"imageGCHighThreshold" flag:"image-gc-high-threshold"`
+	ImageGCLowThreshold  int `json:"imageGCLowThreshold" flag:"image-gc-low-threshold"`
 	// ClusterDNS are the resolvers of Pods with dnsPolicy ClusterFirst, empty:
 	// the node's; ClusterDomain is the domain that they search.
 	ClusterDNS    List   `json:"clusterDNS" flag:"cluster-dns"`
@@ -182,11 +189,13 @@ func Default() Configuration {
 		BPFFS:              "/sys/fs/bpf",
 		StateDir:           "/var/lib/fairlead",
 
-		CRISocket:          "/run/containerd/containerd.sock",
-		PodLogDir:          "/var/log/pods",
-		PodCgroupRoot:      "/kubepods",
-		CgroupDriver:       "cgroupfs",
-		MaxPods:            110, // the kubelet's
+		CRISocket:            "/run/containerd/containerd.sock",
+		PodLogDir:            "/var/log/pods",
+		PodCgroupRoot:        "/kubepods",
+		CgroupDriver:         "cgroupfs",
+		MaxPods:              110, // the kubelet's
+		EvictionHard:         List{"memory.available<100Mi", "nodefs.available<10%", "imagefs.available<15%", "nodefs.inodesFree<5%", "imagefs.inodesFree<5%"},
+		ImageGCHighThreshold: 85, ImageGCLowThreshold: 80,
 		ClusterDomain:      "cluster.local",
 		ResolvConf:         "/etc/resolv.conf",
 		PodNetwork:         "off",

@@ -25,6 +25,8 @@ func (c *Configuration) validatePods() error {
 		func() error { _, err := c.PodPrefixes(); return err },
 		func() error { _, err := c.NodeLabelMap(); return err },
 		func() error { _, err := c.Taints(); return err },
+		func() error { _, err := c.Shortages(); return err },
+		c.validateImageGC,
 	} {
 		if err := check(); err != nil {
 			return err

@@ -166,6 +166,7 @@ func (n *node) start() {
 	}
 	defer log.Close()
 	args := []string{"run", "--manifests", n.manifests, "--pods", "cri", "--cri-socket", n.rt.Socket, "--dataplane", "nftables",
+		"--eviction-hard", "memory.available<1Mi", "--image-gc-high-threshold", "100", // however full this machine's disk is
 		"--node-name", "node1", "--bind-address", hostIP, "--cluster-cidr", containerdtest.PodCIDR,
 		"--metrics-bind-address=", "--healthz-bind-address=", "--state-dir", n.rt.Root, "--pod-log-dir", n.rt.LogRoot,
 		"--pod-cgroup-root", n.rt.CgroupRoot + "/kubepods"}

@@ -179,6 +179,7 @@ func (n *node) startAgent(build int) error {
 	n.agent, err = n.start("fairlead on "+n.name, n.logPath("fairlead"), n.c.agents[build], "run",
 		"--kubeconfig", kubeconfig, "--node-name", n.name, "--dataplane", dataplane,
 		"--pods", "cri", "--pod-network", "host-gw", "--cri-socket", criSocket,
+		"--eviction-hard", "memory.available<1Mi", "--image-gc-high-threshold", "100", // however full this machine's disk is
 		"--cgroup-root", n.cgroup, "--pod-cgroup-root", n.podRoot,
 		"--client-ca-file", n.c.CAFile(), "--tls-cert-file", cert+".crt", "--tls-private-key-file", cert+".key",
 		"--node-labels", corev1.LabelTopologyZone+"="+n.zone+",fairlead.dev/agent=host",
