@@ -23,8 +23,8 @@ import (
 )
 
 // tools are programs of this machine that Kubernetes' tests run in Pods, beside
-// busybox's; sh is bash, as busybox's has its own nc.
-var tools = []string{"bash", "curl", "dig", "getent", "nc.openbsd", "ip", "ss", "socat"}
+// busybox's.
+var tools = []string{"curl", "dig", "getent", "nc.openbsd", "ip", "ss", "socat"}
 
 // tree is a root filesystem, by path.
 type tree map[string]*treeEntry
@@ -68,7 +68,10 @@ func busybox() (tree, error) {
 			t.link("bin/"+name, "/bin/busybox")
 		}
 	}
-	return t, nil
+	// Debian's busybox as a shell has its own nc, and drops variables that it could
+	// not name itself ("data-1").
+	t.link("bin/sh", "/usr/bin/bash")
+	return t, t.add("bash")
 }
 
 var library = regexp.MustCompile(`/\S+`)
@@ -150,7 +153,6 @@ func (k *testCase) importConformanceImages() {
 			k.Fatal(err)
 		}
 	}
-	full.link("bin/sh", "/usr/bin/bash")
 	full.link("bin/nc", "/usr/bin/nc.openbsd")
 	_, agnhost := k.program(controlplane.Agnhost)
 	full.file("agnhost", 0o755, agnhost)
