@@ -20,12 +20,12 @@ func (p *pods) newKeeper() (*housekeeping.Keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	never := func(percent int) int { return cmp.Or(percent, -1) } // less than 0 % is never available
 	return housekeeping.New(housekeeping.Options{
 		Pods: p.runner, Volumes: p.volumes, NodeName: p.c.NodeName, Root: p.c.StateDir, LogRoot: p.c.PodLogDir,
 		Events: p.events, Pressure: p.pressure, StatusKept: p.cluster != nil, Logger: p.log,
-		LeastMemoryBytes: cmp.Or(least.MemoryBytes, -1), LeastNodePercent: never(least.NodefsPercent),
-		LeastImagePercent: never(least.ImagefsPercent), LeastInodesPercent: never(least.InodesPercent),
+		// Less than 0 is never available, and 0 would be the Keeper's default.
+		LeastMemoryBytes: cmp.Or(least.MemoryBytes, -1), LeastNodePercent: cmp.Or(least.NodefsPercent, -1),
+		LeastImagePercent: cmp.Or(least.ImagefsPercent, -1), LeastInodesPercent: cmp.Or(least.InodesPercent, -1),
 		ImageHighPercent: p.c.ImageGCHighThreshold, ImageLowPercent: p.c.ImageGCLowThreshold,
 		// Without a control plane an image that was imported may be the only one.
 		KeepImported: p.cluster == nil,

@@ -195,11 +195,12 @@ func Default() Configuration {
 		CgroupDriver:         "cgroupfs",
 		MaxPods:              110, // the kubelet's
 		EvictionHard:         List{"memory.available<100Mi", "nodefs.available<10%", "imagefs.available<15%", "nodefs.inodesFree<5%", "imagefs.inodesFree<5%"},
-		ImageGCHighThreshold: 85, ImageGCLowThreshold: 80,
-		ClusterDomain:      "cluster.local",
-		ResolvConf:         "/etc/resolv.conf",
-		PodNetwork:         "off",
-		KubeletBindAddress: "0.0.0.0:" + kubeletPort,
+		ImageGCHighThreshold: 85,
+		ImageGCLowThreshold:  80,
+		ClusterDomain:        "cluster.local",
+		ResolvConf:           "/etc/resolv.conf",
+		PodNetwork:           "off",
+		KubeletBindAddress:   "0.0.0.0:" + kubeletPort,
 
 		IPTablesMasqueradeBit: 14, // kube-proxy's
 		IPVSScheduler:         "rr",

@@ -3,7 +3,6 @@
 package vm
 
 import (
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -45,14 +44,5 @@ var (
 // TestIPVSOnDebiansKernel is where IPVS is tested at all: kernels of development
 // machines often lack it. FAIRLEAD_KERNEL_MATRIX asks for it as for the others.
 func TestIPVSOnDebiansKernel(t *testing.T) {
-	switch os.Getenv("FAIRLEAD_KERNEL_MATRIX") {
-	case "", "kube-proxy":
-		t.Skip("FAIRLEAD_KERNEL_MATRIX does not ask for it")
-	case "whole":
-		t.Parallel()
-		playAll(t, slices.Concat(ipvsRuns[:4], ipvsTable))
-	default:
-		t.Parallel()
-		playAll(t, ipvsRuns)
-	}
+	playMatrix(t, ipvsRuns, slices.Concat(ipvsRuns[:4], ipvsTable))
 }

@@ -54,17 +54,19 @@ var whole = []run{
 // TestEBPFOnDebiansKernels takes several minutes; FAIRLEAD_KERNEL_MATRIX=1 asks
 // for it, and FAIRLEAD_KERNEL_MATRIX=whole for every variant too. Two machines
 // run side by side with -test.parallel 2.
-func TestEBPFOnDebiansKernels(t *testing.T) {
+func TestEBPFOnDebiansKernels(t *testing.T) { playMatrix(t, matrix, slices.Concat(matrix, whole)) }
+
+// playMatrix plays those that FAIRLEAD_KERNEL_MATRIX asks for, all being what it
+// calls whole.
+func playMatrix(t *testing.T, usual, all []run) {
 	switch os.Getenv("FAIRLEAD_KERNEL_MATRIX") {
 	case "", "kube-proxy":
 		t.Skip("FAIRLEAD_KERNEL_MATRIX does not ask for it")
 	case "whole":
-		t.Parallel()
-		playAll(t, slices.Concat(matrix, whole))
-	default:
-		t.Parallel()
-		playAll(t, matrix)
+		usual = all
 	}
+	t.Parallel()
+	playAll(t, usual)
 }
 
 // playAll boots a machine for each run, as many at once as -test.parallel says.

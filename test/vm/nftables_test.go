@@ -3,8 +3,8 @@
 package vm
 
 import (
-	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -19,15 +19,8 @@ var (
 // allow in rules.
 var nftablesRuns = []run{
 	{"conformance on 6.1", Debian12, "fairlead.dev/test/conformance", "TestNFTablesTreats", "one", nftablesModules, nftablesPassed},
-	{"conformance on 5.10", Debian11, "fairlead.dev/test/conformance", "TestNFTablesTreats", "one", append(nftablesModules, "nft_counter"), nftablesPassed},
+	{"conformance on 5.10", Debian11, "fairlead.dev/test/conformance", "TestNFTablesTreats", "one", slices.Concat(nftablesModules, []string{"nft_counter"}), nftablesPassed},
 }
 
 // TestNFTablesOnDebiansKernels is asked for as the others are.
-func TestNFTablesOnDebiansKernels(t *testing.T) {
-	switch os.Getenv("FAIRLEAD_KERNEL_MATRIX") {
-	case "", "kube-proxy":
-		t.Skip("FAIRLEAD_KERNEL_MATRIX does not ask for it")
-	}
-	t.Parallel()
-	playAll(t, nftablesRuns)
-}
+func TestNFTablesOnDebiansKernels(t *testing.T) { playMatrix(t, nftablesRuns, nftablesRuns) }
