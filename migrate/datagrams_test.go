@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"syscall"
 	"testing"
 	"time"
 
@@ -50,20 +49,36 @@ func whoAnswers(c net.Conn) (string, error) {
 	return string(buf[:n]), err
 }
 
-func TestOfIPVSDatagramsLeaveABackendThatWent(t *testing.T) {
+func needIPVS(t *testing.T) {
+	t.Helper()
 	if _, err := netlink.GenlFamilyGet("IPVS"); err != nil {
 		t.Skipf("this kernel has no IPVS: %v; test/vm runs this on one that has", err)
 	}
+}
+
+// besideIPVS makes a namespace where kube-proxy's device has 10.96.0.10, and lo the
+// addresses of clients and Backends.
+func besideIPVS(t *testing.T, own ...string) {
+	t.Helper()
+	needIPVS(t)
 	newNamespace(t)
 	lo, err := netlink.LinkByName("lo")
 	do(t, err, netlink.LinkSetUp(lo), netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: ipvsDevice}}))
 	device, err := netlink.LinkByName(ipvsDevice)
 	do(t, err)
-	const at, stays, went = "10.96.0.10:53", "10.244.1.2:8053", "10.244.1.3:8053"
-	for a, link := range map[string]netlink.Link{"10.244.1.2/32": lo, "10.244.1.3/32": lo, "10.96.0.10/32": device} {
-		addr, err := netlink.ParseAddr(a)
-		do(t, err, netlink.AddrAdd(link, addr))
+	add := func(link netlink.Link, address string) {
+		a, err := netlink.ParseAddr(address + "/32")
+		do(t, err, netlink.AddrAdd(link, a))
 	}
+	add(device, "10.96.0.10")
+	for _, a := range own {
+		add(lo, a)
+	}
+}
+
+func TestOfIPVSDatagramsLeaveABackendThatWent(t *testing.T) {
+	const at, stays, went = "10.96.0.10:53", "10.244.1.2:8053", "10.244.1.3:8053"
+	besideIPVS(t, "10.244.1.2", "10.244.1.3")
 	do(t, os.WriteFile("/proc/sys/net/ipv4/vs/expire_nodest_conn", []byte("1"), 0)) // as kube-proxy does
 	v := &mobyipvs.Service{Address: net.IPv4(10, 96, 0, 10), Port: 53, Protocol: unix.IPPROTO_UDP, SchedName: "rr", AddressFamily: unix.AF_INET, Netmask: 0xffffffff}
 	do(t, withIPVS(func(h *mobyipvs.Handle) error {
@@ -115,9 +130,7 @@ func TestOfIPVSDatagramsLeaveABackendThatWent(t *testing.T) {
 }
 
 func TestOfIPVSAnswersFindTheSocketThatAskedTheBackendItself(t *testing.T) {
-	if _, err := netlink.GenlFamilyGet("IPVS"); err != nil {
-		t.Skipf("this kernel has no IPVS: %v; test/vm runs this on one that has", err)
-	}
+	needIPVS(t)
 	for _, c := range []struct{ name, client, service, backend, bits string }{
 		{"IPv4", "10.244.1.9", "10.96.0.10", "10.244.1.2", "/32"}, {"IPv6", "fd00::9", "fd00:96::10", "fd00::2", "/128"},
 	} {
@@ -138,12 +151,7 @@ func TestOfIPVSAnswersFindTheSocketThatAskedTheBackendItself(t *testing.T) {
 			do(t, os.WriteFile("/proc/sys/net/ipv4/vs/conntrack", []byte("1"), 0)) // as kube-proxy does
 			virtualServer(t, at, 0, to)
 			echo(t, to)
-			d := net.Dialer{ // from one port, which the kernel may choose again, too
-				LocalAddr: &net.TCPAddr{IP: net.ParseIP(c.client), Port: 4711}, Timeout: 1500 * time.Millisecond,
-				Control: func(_, _ string, raw syscall.RawConn) error {
-					return raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
-				},
-			}
+			d := from("tcp", c.client, 4711) // a port that the kernel may choose again, too
 			old, err := d.Dial("tcp", at)
 			do(t, err)
 			do(t, echoes(old), old.Close()) // IPVS remembers it for 2 minutes

@@ -14,7 +14,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	mobyipvs "github.com/moby/ipvs"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,18 +43,7 @@ TCP 0AF40109 0000 0A60000A 0050 0AF40102 1F90 NONE              12
 // own, and kube-proxy's settings.
 func carrier(t *testing.T) *Leftovers {
 	t.Helper()
-	if _, err := netlink.GenlFamilyGet("IPVS"); err != nil {
-		t.Skipf("this kernel has no IPVS: %v; test/vm runs this on one that has", err)
-	}
-	newNamespace(t)
-	lo, err := netlink.LinkByName("lo")
-	do(t, err, netlink.LinkSetUp(lo), netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: ipvsDevice}}))
-	device, err := netlink.LinkByName(ipvsDevice)
-	do(t, err)
-	for a, link := range map[string]netlink.Link{"10.244.1.9/32": lo, "10.244.1.2/32": lo, "10.96.0.10/32": device} {
-		addr, err := netlink.ParseAddr(a)
-		do(t, err, netlink.AddrAdd(link, addr))
-	}
+	besideIPVS(t, "10.244.1.9", "10.244.1.2")
 	for _, name := range []string{"conntrack", "expire_nodest_conn", "expire_quiescent_template"} {
 		do(t, os.WriteFile("/proc/sys/net/ipv4/vs/"+name, []byte("1"), 0))
 	}
