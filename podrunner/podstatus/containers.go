@@ -13,8 +13,6 @@ const (
 	reasonCreating      = "ContainerCreating"
 	reasonInitializing  = "PodInitializing"
 	reasonStatusUnknown = "ContainerStatusUnknown"
-
-	messageLost = "The container could not be located when the pod was terminated"
 )
 
 type role int
@@ -152,10 +150,9 @@ func (in *Input) state(o *Container) corev1.ContainerState {
 			StartedAt: metav1.NewTime(o.Started), FinishedAt: metav1.NewTime(o.Finished),
 		}}
 	}
-	return corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
-		ExitCode: 137, Reason: reasonStatusUnknown, ContainerID: in.Runtime + "://" + o.ID,
-		Message: messageLost, StartedAt: metav1.NewTime(o.Started),
-	}}
+	t := lost(in.Runtime + "://" + o.ID)
+	t.StartedAt = metav1.NewTime(o.Started)
+	return corev1.ContainerState{Terminated: t}
 }
 
 // waiting: a container that should run again waits; what it was is its last

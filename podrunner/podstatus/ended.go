@@ -44,9 +44,14 @@ func attempted(all []corev1.ContainerStatus) []corev1.ContainerStatus {
 func lose(all []corev1.ContainerStatus) {
 	for i := range all {
 		if all[i].State.Terminated == nil {
-			all[i].State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
-				ExitCode: 137, Reason: reasonStatusUnknown, Message: messageLost, ContainerID: all[i].ContainerID,
-			}}
+			all[i].State = corev1.ContainerState{Terminated: lost(all[i].ContainerID)}
 		}
+	}
+}
+
+// lost is how a container ended that the runtime says no more of.
+func lost(id string) *corev1.ContainerStateTerminated {
+	return &corev1.ContainerStateTerminated{
+		ExitCode: 137, Reason: reasonStatusUnknown, ContainerID: id, Message: "The container could not be located when the pod was terminated",
 	}
 }
